@@ -1,0 +1,1 @@
+"""hpcbridge: one job per intent on any HPC centre that speaks FirecREST v2."""

@@ -1,0 +1,1 @@
+"""An embedded FirecREST v2 backend for one machine."""
