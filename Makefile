@@ -1,0 +1,90 @@
+# hpcbridge: `make demo` shows it, `make test` proves it. `make help` lists the rest.
+#
+# Needs Python 3.11+ (with venv), make and a package index. uv and one
+# environment per host are bootstrapped under .env/, which git ignores.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ENVS   := .env
+UV     := $(ENVS)/uv/bin/uv
+CORE   := $(ENVS)/core/bin
+AIRFLOW := $(ENVS)/airflow/bin
+# One host each: the extras that its environment installs.
+EXTRAS_core    := sandbox,test
+EXTRAS_airflow := airflow,sandbox,test
+HOSTS := core airflow
+PARTS := core sandbox airflow
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z%<>-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(UV):
+	$(PYTHON) -m venv $(ENVS)/uv
+	$(ENVS)/uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+
+# The stamp is younger than the pins it was made from, or it is made again.
+$(ENVS)/%/.ready: constraints/%.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENVS)/$*
+	$(UV) pip install --quiet --python $(ENVS)/$*/bin/python -c constraints/$*.txt -e '.[$(EXTRAS_$*)]'
+	touch $@
+.PRECIOUS: $(ENVS)/%/.ready
+
+.PHONY: env $(HOSTS:%=env-%)
+env: env-core ## make the environment of core, CLI and sandbox
+$(HOSTS:%=env-%): env-%: $(ENVS)/%/.ready ## make one host's environment
+
+.PHONY: demo
+demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a checked result
+	$(AIRFLOW)/python examples/demo.py
+
+.PHONY: test $(PARTS:%=test-%)
+test: $(PARTS:%=test-%) ## the quick truth about everything (short time constants)
+test-core: env-core ## core alone
+	$(CORE)/pytest tests/core $(PYTEST_ARGS)
+test-sandbox: env-core ## the sandbox alone
+	$(CORE)/pytest tests/sandbox $(PYTEST_ARGS)
+test-airflow: env-airflow ## the Airflow provider alone
+	$(AIRFLOW)/pytest tests/airflow $(PYTEST_ARGS)
+
+# The full figures: real time constants, full N. Takes its time.
+.PHONY: $(PARTS:%=prove-%)
+prove-core: env-core ## core with its full figures
+	HPCBRIDGE_PROVE=1 $(CORE)/pytest tests/core --timeout=3000 $(PYTEST_ARGS)
+prove-sandbox: env-core ## the sandbox with its full figures
+	HPCBRIDGE_PROVE=1 $(CORE)/pytest tests/sandbox --timeout=3000 $(PYTEST_ARGS)
+prove-airflow: env-airflow ## the Airflow provider with its full figures
+	HPCBRIDGE_PROVE=1 $(AIRFLOW)/pytest tests/airflow --timeout=3000 $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: env-core ## hpcbridge beside pyfirecrest, in one run, as ratios
+	$(CORE)/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: lint format
+lint: env-core env-airflow ## ruff, mypy --strict, who may import whom
+	$(CORE)/ruff check .
+	$(CORE)/ruff format --check .
+	$(CORE)/mypy
+	$(AIRFLOW)/mypy --config-file pyproject.toml -p hpcbridge_airflow
+	$(CORE)/lint-imports
+format: env-core ## let ruff rewrite what it can
+	$(CORE)/ruff check --fix .
+	$(CORE)/ruff format .
+
+.PHONY: constraints
+constraints: $(UV) ## resolve the pins anew (no index address in them)
+	for host in $(HOSTS); do \
+	  extras=$$(make -s extras-$$host); \
+	  $(UV) pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-header pyproject.toml \
+	    $$(printf -- '--extra %s ' $${extras//,/ }) -o constraints/$$host.txt; \
+	done
+.PHONY: $(HOSTS:%=extras-%)
+$(HOSTS:%=extras-%): extras-%:
+	@echo $(EXTRAS_$*)
+
+.PHONY: clean
+clean: ## remove environments, caches and artefacts
+	rm -rf $(ENVS) artefacts build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
