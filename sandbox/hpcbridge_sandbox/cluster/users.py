@@ -1,0 +1,68 @@
+"""Cluster users, and the ``passwd`` and ``group`` files that name them inside the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcbridge_sandbox.settings import FIRST_UID, USERS_GID, Settings
+
+DAEMONS = ("munge", "slurm", "mysql")
+"""Service accounts that a real Slurm needs; copied from the machine when it has them."""
+
+
+@dataclass(frozen=True)
+class User:
+    """A user of the cluster. Paths are paths inside the cluster."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+    account: str
+    groups: tuple[int, ...] = ()
+    shell: str = "/bin/bash"
+
+    @property
+    def scratch(self) -> str:
+        """The user's directory on the scratch file system."""
+        return f"/scratch/{self.name}"
+
+    def environment(self) -> dict[str, str]:
+        """The environment of an SSH session: a C locale and Debian's default PATH, as recorded."""
+        return {
+            "HOME": self.home,
+            "LOGNAME": self.name,
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/games",
+            "SHELL": self.shell,
+            "USER": self.name,
+        }
+
+
+def make_users(settings: Settings) -> dict[str, User]:
+    """Give every configured user a uid (from 2001 up, in the order given) and a home."""
+    return {
+        entry.name: User(entry.name, FIRST_UID + index, USERS_GID, f"/home/{entry.name}", settings.account)
+        for index, entry in enumerate(settings.users)
+    }
+
+
+def _machine_lines(path: str, keep: Iterable[str]) -> list[str]:
+    wanted = set(keep)
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.split(":", 1)[0] in wanted]
+
+
+def passwd(users: Mapping[str, User]) -> str:
+    """Return the text of ``/etc/passwd`` inside the cluster."""
+    lines = _machine_lines("/etc/passwd", ("root", "daemon", "nobody", *DAEMONS))
+    lines += [f"{user.name}:x:{user.uid}:{user.gid}::{user.home}:{user.shell}" for user in users.values()]
+    return "\n".join(lines) + "\n"
+
+
+def group(users: Mapping[str, User]) -> str:
+    """Return the text of ``/etc/group`` inside the cluster."""
+    lines = _machine_lines("/etc/group", ("root", "daemon", "nogroup", *DAEMONS))
+    lines.append(f"users:x:{USERS_GID}:{','.join(users)}")
+    return "\n".join(lines) + "\n"

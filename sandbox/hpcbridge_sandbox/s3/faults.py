@@ -1,0 +1,193 @@
+"""Faults of the object store, as a filter in front of Swift's S3 interface.
+
+The rules are one JSON file which the sandbox's control call replaces; it is read again when it changed. Each value is
+a probability from 0 to 1 unless said otherwise:
+
+- ``part_failure``: a part's PUT answers 503 SlowDown, its bytes unread;
+- ``part_corruption``: one byte of a part is changed before it is stored;
+- ``part_delay``: seconds before a part is read;
+- ``part_drop``: the connection ends in the middle of a part's PUT, without an answer;
+- ``completion_status``: status with which CompleteMultipartUpload answers, nothing done;
+- ``completion_lost``: CompleteMultipartUpload is done, its answer is a 500;
+- ``get_failure``: a GET answers 503;
+- ``get_truncation``: a GET's body ends half-way;
+- ``get_corruption``: one byte of a GET's body is changed;
+- ``get_delay``: seconds before a GET is answered;
+- ``count``: how many faults remain to be injected; absent means no end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from urllib.parse import parse_qs
+
+from swift.common.concurrency import sleep  # type: ignore[import-untyped]
+
+RULES = frozenset(
+    {"part_failure", "part_corruption", "part_delay", "part_drop", "completion_status", "completion_lost"}
+    | {"get_failure", "get_truncation", "get_corruption", "get_delay", "count"}
+)
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+def check_rules(rules: dict[str, Any]) -> dict[str, float]:
+    """*rules* as numbers.
+
+    Raises:
+        ValueError: an unknown name, or a value that is not a number of zero or more.
+    """
+    unknown = sorted(set(rules) - RULES)
+    if unknown:
+        raise ValueError(f"unknown S3 fault {', '.join(unknown)}; known: {', '.join(sorted(RULES))}")
+    for name, value in rules.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError(f"S3 fault {name} wants a number of zero or more")
+    return rules
+
+
+class _Flipped:
+    """A request body whose first byte is changed."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self._pending = True
+
+    def _change(self, data: bytes) -> bytes:
+        if data and self._pending:
+            self._pending = False
+            return bytes([data[0] ^ 0xFF]) + data[1:]
+        return data
+
+    def read(self, *size: int) -> bytes:
+        return self._change(self._body.read(*size))
+
+    def readline(self, *size: int) -> bytes:
+        return self._change(self._body.readline(*size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+
+class Faults:
+    """The filter; see the module's docstring."""
+
+    def __init__(self, app: App, path: str) -> None:
+        """Filter in front of *app* with the rules of the file at *path*."""
+        self._app = app
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._rules: dict[str, float] = {}
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        self._reload()
+        if not self._rules:
+            return self._app(environ, start_response)
+        method, query = environ["REQUEST_METHOD"], parse_qs(environ.get("QUERY_STRING", ""))
+        if method == "PUT" and "partNumber" in query:
+            return self._part(environ, start_response)
+        if method == "POST" and "uploadId" in query:
+            return self._completion(environ, start_response)
+        if method == "GET" and environ["PATH_INFO"].count("/") > 1:
+            return self._get(environ, start_response)
+        return self._app(environ, start_response)
+
+    def _reload(self) -> None:
+        try:
+            status = os.stat(self._path)  # noqa: PTH116  a path object per request is not worth its price
+        except FileNotFoundError:
+            self._rules, self._stamp = {}, None
+            return
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if stamp != self._stamp:
+            with open(self._path) as file:  # noqa: PTH123
+                self._rules, self._stamp = json.load(file), stamp
+
+    def _hit(self, name: str) -> bool:
+        """Draw for the rule *name*, counting the faults that remain."""
+        if self._rules.get("count") == 0 or random.random() >= self._rules.get(name, 0):  # noqa: S311
+            return False
+        if "count" in self._rules:
+            self._rules["count"] -= 1
+        return True
+
+    def _part(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        sleep(self._rules.get("part_delay", 0))
+        if self._hit("part_failure"):
+            return _refuse(start_response, 503)
+        if self._hit("part_drop"):
+            environ["wsgi.input"].read(65536)
+            environ["eventlet.input"].get_socket().shutdown(socket.SHUT_RDWR)
+            return _refuse(start_response, 503)
+        if self._hit("part_corruption"):
+            environ["wsgi.input"] = _Flipped(environ["wsgi.input"])
+        return self._app(environ, start_response)
+
+    def _completion(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        status = int(self._rules.get("completion_status", 0))
+        if status and self._rules.get("count") != 0:
+            if "count" in self._rules:
+                self._rules["count"] -= 1
+            return _refuse(start_response, status)
+        if self._hit("completion_lost"):
+            for _ in self._app(environ, lambda *_args: None):
+                pass
+            return _refuse(start_response, 500)
+        return self._app(environ, start_response)
+
+    def _get(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        sleep(self._rules.get("get_delay", 0))
+        if self._hit("get_failure"):
+            return _refuse(start_response, 503)
+        corrupt, truncate = self._hit("get_corruption"), self._hit("get_truncation")
+        if not corrupt and not truncate:
+            return self._app(environ, start_response)
+        length = 0
+
+        def note_length(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            nonlocal length
+            length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+            return start_response(status, headers, *rest)
+
+        return _spoil(self._app(environ, note_length), lambda: length // 2 if truncate else None, corrupt)
+
+
+def _spoil(body: Iterable[bytes], limit: Callable[[], int | None], corrupt: bool) -> Iterator[bytes]:
+    sent = 0
+    for chunk in body:
+        part = chunk
+        if corrupt and part:
+            part, corrupt = bytes([part[0] ^ 0xFF]) + part[1:], False
+        end = limit()
+        if end is not None and sent + len(part) > end:
+            yield part[: end - sent]
+            raise ConnectionResetError("S3 fault: answer truncated")
+        sent += len(part)
+        yield part
+
+
+_CODES = {500: "InternalError", 503: "SlowDown"}
+
+
+def _refuse(start_response: StartResponse, status: int) -> list[bytes]:
+    code = _CODES.get(status, "InternalError" if status >= 500 else "BadRequest")
+    body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>Injected.</Message></Error>'
+    start_response(
+        f"{status} {code}",
+        [("Content-Type", "application/xml"), ("Content-Length", str(len(body))), ("Connection", "close")],
+    )
+    return [body.encode()]
+
+
+def filter_factory(global_conf: dict[str, str], **local_conf: str) -> Callable[[App], Faults]:
+    """PasteDeploy's entry: ``rules`` is the path of the JSON file."""
+    path = {**global_conf, **local_conf}["rules"]
+    return lambda app: Faults(app, path)

@@ -1,0 +1,1 @@
+"""A queue of the sandbox's own: Slurm's directives, states, reasons, exit codes and rows without a Slurm."""

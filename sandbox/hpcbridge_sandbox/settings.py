@@ -1,0 +1,112 @@
+"""What a sandbox is told when it starts: one frozen model, filled by the command line."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+USER_NAME = re.compile(r"^[a-z_][a-z0-9_-]{0,30}$")
+SYSTEM_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
+FIRST_UID = 2001
+USERS_GID = 100
+"""Debian's group ``users``: the primary group of every cluster user, as on the recorded server."""
+COMMAND_OUTPUT_LIMIT = 5 * 1024 * 1024
+"""FirecREST reads at most this many bytes of a command's output (``SSHClient.buffer_limit``)."""
+
+
+class UserSettings(BaseModel):
+    """A cluster user and OAuth client: ``NAME[:SECRET]`` on the command line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    secret: str = Field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+
+    @field_validator("name")
+    @classmethod
+    def _portable_name(cls, name: str) -> str:
+        if not USER_NAME.match(name) or name in {"root", "nobody", "munge", "slurm", "mysql"}:
+            raise ValueError(f"{name!r} is not a user name this sandbox can make (letters, digits, _ and -)")
+        return name
+
+
+class Exposed(BaseModel):
+    """A directory of this machine that the cluster sees: ``HOST[:TARGET][:ro]``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    host: Path
+    target: str
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Exposed:
+        """Read ``HOST[:TARGET][:ro]``; raises `ValueError` when HOST is missing or TARGET is relative."""
+        parts = text.split(":")
+        read_only = len(parts) > 1 and parts[-1] in {"ro", "rw"}
+        mode = parts.pop() if read_only else "rw"
+        host = Path(parts[0]).expanduser().resolve()
+        target = parts[1] if len(parts) > 1 and parts[1] else str(host)
+        if not host.exists():
+            raise ValueError(f"--expose: {host} does not exist")
+        if not target.startswith("/") or len(parts) > 2:
+            raise ValueError(f"--expose: {text!r} is not HOST[:TARGET][:ro] with an absolute TARGET")
+        return cls(host=host, target=target, read_only=mode == "ro")
+
+
+class Settings(BaseModel):
+    """Everything that is fixed for the life of one sandbox. All times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    state: Path
+    env_file: Path | None = None
+    users: tuple[UserSettings, ...] = ()
+    systems: tuple[str, ...] = ("sandbox",)
+    account: str = "staff"
+    root_path: str = ""
+
+    scheduler: Literal["local", "slurm"] = "local"
+    scheduler_mode: Literal["ssh", "hybrid", "rest"] = "ssh"
+    server_version: Literal["2.5.6", "2.5.7"] = "2.5.7"
+    require_account: bool = False
+
+    ingress_look: float = 60.0
+    """The S3 ingress job looks for its object at once and then every this many seconds."""
+    accounting_lag: float = 5.0
+    """Longest time for which accounting rows are placeholders or missing from listings."""
+    time_scale: float = 1.0
+    """Multiplies `ingress_look` and `accounting_lag` (0.1 makes them ten times shorter)."""
+    latency: float = 0.0
+    """Added before every REST answer."""
+    token_lifetime: float = 300.0
+    command_timeout: float = 5.0
+    """Longest run of one command on the "login node" (FirecREST: ``timeout.commandExecution``)."""
+    max_sessions: int | None = None
+    """Concurrent commands per user before "Unable to open a new SSH channel" (OpenSSH's default is 10)."""
+    max_ops_file_size: int = 5 * 1024 * 1024
+    isolation: Literal["auto", "namespace", "bwrap"] = "auto"
+    expose: tuple[Exposed, ...] = ()
+
+    @field_validator("systems")
+    @classmethod
+    def _system_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            # The server lower-cases request paths, so a name with capitals could never be reached.
+            if not SYSTEM_NAME.match(name) or name in {"systems", "liveness"}:
+                raise ValueError(f"{name!r} is not a system name: lower-case letters, digits, - and _")
+        return names
+
+    @property
+    def scaled_ingress_look(self) -> float:
+        """Seconds between two looks of an ingress job, after ``--time-scale``."""
+        return self.ingress_look * self.time_scale
+
+    @property
+    def scaled_accounting_lag(self) -> float:
+        """Seconds of accounting lag, after ``--time-scale``."""
+        return self.accounting_lag * self.time_scale
