@@ -1,0 +1,327 @@
+"""The same names without `await`, for programs that have no event loop.
+
+    with hpcbridge.blocking.connect() as hpc:
+        daint = hpc.system("daint")
+        info = daint.submit(JobSpec(script=SCRIPT, workdir="/scratch/me/run1"), key="fig3-17").wait()
+
+Every call runs the asynchronous method of the same name on one portal thread per process, which starts with the first
+call and ends with the process; a forked child starts its own. Any number of threads may call. Callbacks (`progress=`,
+`on_change=`) run on the portal thread and must not call back into this module. Inside a running event loop each call
+raises BlockingInsideLoop: await the method of `hpcbridge.hpc` there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from anyio import create_memory_object_stream
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from hpcbridge import hpc as _async
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+    from hpcbridge.credentials import Credential
+    from hpcbridge.firecrest import FileEntry, JobRow, SystemInfo
+    from hpcbridge.jobs.intents import IntentStore
+    from hpcbridge.jobs.spec import JobSpec
+    from hpcbridge.jobs.state import JobInfo
+    from hpcbridge.sites import Site
+    from hpcbridge.staging import Progress, TransferResult
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _PortalThread:
+    """The event loop thread of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._portal: BlockingPortal | None = None
+        self._thread: AbstractContextManager[BlockingPortal] | None = None
+        self._inherited: list[object] = []
+
+    def get(self) -> BlockingPortal:
+        with self._lock:
+            if self._portal is None:
+                self._thread = start_blocking_portal("asyncio", name="hpcbridge")
+                self._portal = self._thread.__enter__()
+            return self._portal
+
+    def stop(self) -> None:
+        """End the thread, what runs on it included; its loop closes every connection on the way out."""
+        with self._lock:
+            thread, portal, self._thread, self._portal = self._thread, self._portal, None, None
+        if thread is not None and portal is not None:
+            portal.call(portal.stop, True)
+            thread.__exit__(None, None, None)
+
+    def forget(self) -> None:
+        """In a forked child the thread does not exist; its remains must not be finalised (that would join it)."""
+        self._inherited.append((self._thread, self._portal))
+        self._lock = threading.Lock()
+        self._thread = self._portal = None
+
+
+_thread = _PortalThread()
+atexit.register(_thread.stop)
+os.register_at_fork(after_in_child=_thread.forget)
+
+
+def _refuse_inside_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    from hpcbridge.errors import BlockingInsideLoop
+
+    raise BlockingInsideLoop(
+        "hpcbridge.blocking was called inside a running event loop",
+        hint="await the same method of hpcbridge.connect() here, or call from a thread (asyncio.to_thread)",
+    )
+
+
+def _run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Await `function(*args, **kwargs)` on the portal thread; an interrupt here cancels it there."""
+    _refuse_inside_loop()
+    future: Future[T] = _thread.get().start_task_soon(partial(function, *args, **kwargs))
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _iterate(source: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+    """Draw from an asynchronous iterator that lives in one task of the portal thread."""
+    _refuse_inside_loop()
+    portal = _thread.get()
+    send, receive = portal.call(_channel)
+    pump = portal.start_task_soon(_pump, source, send)
+    try:
+        while True:
+            item = portal.call(_receive, receive)
+            if item is None:
+                break
+            yield item[0]
+        pump.result()
+    finally:
+        pump.cancel()
+        portal.call(receive.close)
+
+
+def _channel() -> tuple[MemoryObjectSendStream[Any], MemoryObjectReceiveStream[Any]]:
+    return create_memory_object_stream[Any](1)
+
+
+async def _pump(source: Callable[[], AsyncIterator[T]], send: MemoryObjectSendStream[tuple[T]]) -> None:
+    async with send:
+        async for item in source():
+            await send.send((item,))
+
+
+async def _receive(stream: MemoryObjectReceiveStream[tuple[T]]) -> tuple[T] | None:
+    async for item in stream:
+        return item
+    return None
+
+
+def connect(
+    site: str | Site | None = None, *, credential: Credential | None = None, adapter: str = "core", **overrides: Any
+) -> Hpc:
+    """Open a deployment; see `hpcbridge.connect`."""
+    return Hpc(_async.connect(site, credential=credential, adapter=adapter, **overrides))
+
+
+class Hpc:
+    """One deployment as one identity; see `hpcbridge.Hpc`. Use as `with`."""
+
+    def __init__(self, wrapped: _async.Hpc) -> None:
+        """Prefer `connect()`."""
+        self._wrapped = wrapped
+
+    def __repr__(self) -> str:
+        return f"blocking.{self._wrapped!r}"
+
+    def __enter__(self) -> Self:
+        _run(self._wrapped.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _run(self._wrapped.__aexit__, kind, error, trace)
+
+    @property
+    def site(self) -> Site:
+        """The deployment's configuration."""
+        return self._wrapped.site
+
+    def systems(self, fresh: bool = False) -> list[SystemInfo]:
+        """See `hpcbridge.Hpc.systems`."""
+        return _run(self._wrapped.systems, fresh)
+
+    def system(self, name: str | None = None) -> System:
+        """See `hpcbridge.Hpc.system`."""
+        return System(self._wrapped.system(name))
+
+
+class System:
+    """One cluster behind a deployment; see `hpcbridge.System`."""
+
+    def __init__(self, wrapped: _async.System) -> None:
+        """Prefer `Hpc.system()`."""
+        self._wrapped = wrapped
+
+    def __repr__(self) -> str:
+        return f"blocking.{self._wrapped!r}"
+
+    @property
+    def name(self) -> str:
+        """The system's name."""
+        return _run(self._wrapped.resolve)
+
+    def info(self, fresh: bool = False) -> SystemInfo:
+        """See `hpcbridge.System.info`."""
+        return _run(self._wrapped.info, fresh)
+
+    def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
+        """See `hpcbridge.System.submit`. An asynchronous `store` is called on the portal thread."""
+        return Job(_run(self._wrapped.submit, spec, key, store=store))
+
+    def job(self, job_id: str | int, name: str | None = None) -> Job:
+        """See `hpcbridge.System.job`."""
+        return Job(self._wrapped.job(job_id, name))
+
+    def jobs(self) -> list[JobRow]:
+        """See `hpcbridge.System.jobs`."""
+        return _run(self._wrapped.jobs)
+
+    def put(
+        self,
+        local: str | Path,
+        remote: str,
+        *,
+        route: str | None = None,
+        verify: str | None = "auto",
+        atomic: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> TransferResult:
+        """See `hpcbridge.System.put`."""
+        return _run(
+            self._wrapped.put,
+            local,
+            remote,
+            route=route,
+            verify=verify,
+            atomic=atomic,
+            progress=progress,
+            account=account,
+        )
+
+    def get(
+        self,
+        remote: str,
+        local: str | Path,
+        *,
+        route: str | None = None,
+        verify: str | None = "auto",
+        resume: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> TransferResult:
+        """See `hpcbridge.System.get`."""
+        return _run(
+            self._wrapped.get,
+            remote,
+            local,
+            route=route,
+            verify=verify,
+            resume=resume,
+            progress=progress,
+            account=account,
+        )
+
+    def ls(self, path: str) -> list[FileEntry]:
+        """See `hpcbridge.System.ls`."""
+        return _run(self._wrapped.ls, path)
+
+    def stat(self, path: str) -> Any:
+        """See `hpcbridge.System.stat`."""
+        return _run(self._wrapped.stat, path)
+
+    def mkdir(self, path: str, parents: bool = True) -> None:
+        """See `hpcbridge.System.mkdir`."""
+        _run(self._wrapped.mkdir, path, parents)
+
+    def rm(self, path: str) -> None:
+        """See `hpcbridge.System.rm`."""
+        _run(self._wrapped.rm, path)
+
+    def checksum(self, path: str) -> str:
+        """See `hpcbridge.System.checksum`."""
+        return _run(self._wrapped.checksum, path)
+
+    def read_bytes(self, path: str) -> bytes:
+        """See `hpcbridge.System.read_bytes`."""
+        return _run(self._wrapped.read_bytes, path)
+
+    def home(self) -> str:
+        """See `hpcbridge.System.home`."""
+        return _run(self._wrapped.home)
+
+
+class Job:
+    """One batch job on one system; see `hpcbridge.Job`."""
+
+    def __init__(self, wrapped: _async.Job) -> None:
+        """Prefer `System.submit()` or `System.job()`."""
+        self._wrapped = wrapped
+
+    def __repr__(self) -> str:
+        return f"blocking.{self._wrapped!r}"
+
+    @property
+    def id(self) -> str:
+        """The scheduler's id."""
+        return self._wrapped.id
+
+    @property
+    def name(self) -> str | None:
+        """The job's name, when it is known."""
+        return self._wrapped.name
+
+    @property
+    def system(self) -> System:
+        """The system it runs on."""
+        return System(self._wrapped.system)
+
+    def info(self) -> JobInfo:
+        """See `hpcbridge.Job.info`."""
+        return _run(self._wrapped.info)
+
+    def wait(self, on_change: Callable[[JobInfo], None] | None = None, *, check: bool = False) -> JobInfo:
+        """See `hpcbridge.Job.wait`."""
+        return _run(self._wrapped.wait, on_change, check=check)
+
+    def cancel(self, verify: bool = True) -> JobInfo | None:
+        """See `hpcbridge.Job.cancel`."""
+        return _run(self._wrapped.cancel, verify)
+
+    def logs(self, follow: bool = False, *, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
+        """See `hpcbridge.Job.logs`."""
+        return _iterate(lambda: self._wrapped.logs(follow, stream=stream, offset=offset))

@@ -1,0 +1,8 @@
+"""The `hpcbridge` command."""
+
+
+def main() -> None:
+    """Run the command line; ends with one of the codes of `hpcbridge.cli.exits`."""
+    from hpcbridge.cli.app import app
+
+    app()

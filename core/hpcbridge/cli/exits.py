@@ -1,0 +1,87 @@
+"""Exit codes, in one place. They follow sysexits.h, timeout(1) and the shell (128 + signal)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpcbridge.jobs.state import JobInfo
+
+
+class ExitCode(IntEnum):
+    """What `hpcbridge` exits with; with `--wait` any code of the job's own may come instead."""
+
+    OK = 0
+    FAILURE = 1
+    """The server or the scheduler said no, or a named thing does not exist."""
+    USAGE = 2
+    """The command line or a value on it is wrong; nothing was sent."""
+    UNAVAILABLE = 69
+    """The deployment cannot be reached or is unhealthy; repeating later is safe."""
+    INTERNAL = 70
+    """A defect of hpcbridge."""
+    TRANSFER = 74
+    """A transfer failed, or what arrived differs from what was sent."""
+    TRY_AGAIN = 75
+    """No outcome yet: queue time-out, lost race, or node failure; repeat (with the same key)."""
+    AUTHENTICATION = 77
+    """No valid login, or not allowed."""
+    CONFIGURATION = 78
+    """A setting is missing or wrong."""
+    TIME_LIMIT = 124
+    """The job ran into its time limit."""
+    CANCELLED = 130
+    """The job was cancelled, or the command was interrupted."""
+
+
+_TABLE: dict[str, ExitCode] = {
+    "AuthenticationError": ExitCode.AUTHENTICATION,
+    "PermissionDenied": ExitCode.AUTHENTICATION,
+    "ConfigurationError": ExitCode.CONFIGURATION,
+    "InvalidRequest": ExitCode.USAGE,
+    "KeyConflict": ExitCode.USAGE,
+    "Unavailable": ExitCode.UNAVAILABLE,
+    "AmbiguousOutcome": ExitCode.TRY_AGAIN,
+    "TransferError": ExitCode.TRANSFER,
+    "LostRace": ExitCode.TRY_AGAIN,
+    "NodeFailure": ExitCode.TRY_AGAIN,
+    "TimeLimit": ExitCode.TIME_LIMIT,
+    "JobCancelled": ExitCode.CANCELLED,
+}
+
+
+def for_error(error: BaseException) -> ExitCode:
+    """The code for an error: that of the nearest class in its family that has one, else 1."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in _TABLE:
+            return _TABLE[kind.__name__]
+    return ExitCode.FAILURE
+
+
+_SIGKILL = 9
+_STATES: dict[str, int] = {
+    "TIMEOUT": ExitCode.TIME_LIMIT,
+    "DEADLINE": ExitCode.TIME_LIMIT,
+    "CANCELLED": ExitCode.CANCELLED,
+    "REVOKED": ExitCode.CANCELLED,
+    "NODE_FAIL": ExitCode.TRY_AGAIN,
+    "BOOT_FAIL": ExitCode.TRY_AGAIN,
+    "LAUNCH_FAILED": ExitCode.TRY_AGAIN,
+    "PREEMPTED": ExitCode.TRY_AGAIN,
+    "OUT_OF_MEMORY": 128 + _SIGKILL,
+}
+
+
+def for_job(info: JobInfo) -> int:
+    """The code for a job that has ended: its own, 128 + its signal, or what its state stands for; never 0 unless ok."""
+    if info.ok:
+        return ExitCode.OK
+    state = str(info.state.value)
+    if state in _STATES:
+        return int(_STATES[state])
+    if info.exit_code:
+        return info.exit_code if 0 < info.exit_code < 256 else ExitCode.FAILURE  # noqa: PLR2004
+    if info.signal:
+        return 128 + info.signal
+    return ExitCode.FAILURE

@@ -1,0 +1,204 @@
+"""How the command line shows things: tables in a terminal, tab-separated lines in a pipe, one JSON value on request.
+
+Data goes to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from hpcbridge.jobs.state import JobInfo
+    from hpcbridge.staging import Progress
+
+_COLOURS = {"COMPLETED": "green", "RUNNING": "cyan", "PENDING": "yellow", "COMPLETING": "cyan", "CONFIGURING": "yellow"}
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with control characters shown as escapes, so that no remote name or message can drive the terminal."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def stdout_is_terminal() -> bool:
+    """Whether people read standard output."""
+    return sys.stdout.isatty()
+
+
+def stderr_console() -> Console:
+    """The console for messages and progress."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(message: str) -> None:
+    """Tell people something that is not data."""
+    print(printable(message, keep="\n"), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    indent = 2 if stdout_is_terminal() else None
+    print(json.dumps(value, indent=indent, ensure_ascii=False, default=_plain), flush=True)  # noqa: T201
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it: times in local time, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(cell, value))
+    return str(value)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "Nothing to show.") -> None:
+    """A table with a header in a terminal; tab-separated lines without a header in a pipe."""
+    if not stdout_is_terminal():
+        for row in rows:
+            print("\t".join(cell(value).replace("\t", " ").replace("\n", " ") for value in row))  # noqa: T201
+        return
+    if not rows:
+        note(empty)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell(value)), style=_style(value)) for value in row))
+    Console(highlight=False).print(table)
+
+
+def print_fields(fields: dict[str, Any]) -> None:
+    """Names and values, one pair per line."""
+    if not stdout_is_terminal():
+        for name, value in fields.items():
+            print(f"{name}\t{cell(value)}")  # noqa: T201
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in fields.items():
+        table.add_row(Text(name, style="bold"), Text(printable(cell(value)), style=_style(value)))
+    Console(highlight=False).print(table)
+
+
+def _style(value: Any) -> str:
+    text = str(value)
+    if text in _COLOURS:
+        return _COLOURS[text]
+    return "red" if text in ("FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL", "unhealthy") else ""
+
+
+def print_bytes(data: bytes) -> None:
+    """Bytes as they are on standard output."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: `5.2 MB`."""
+    from rich.filesize import decimal
+
+    return decimal(count)
+
+
+@contextmanager
+def transfer_bar(label: str, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
+    """A progress bar with the transfer's phases; in a pipe one line per phase; nothing when `quiet`."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield _phase_lines(label)
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn(f"{escape(printable(label))} {{task.fields[phase]}}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        console=stderr_console(),
+        transient=True,
+    )
+    with bars:
+        task = bars.add_task("", total=None, phase="")
+
+        def show(report: Progress) -> None:
+            phase = f"{report.phase} ({report.detail})" if report.detail else report.phase
+            bars.update(task, completed=report.done, total=report.total, phase=escape(printable(phase)))
+
+        yield show
+
+
+def _phase_lines(label: str) -> Callable[[Progress], None]:
+    seen: list[str] = []
+
+    def show(report: Progress) -> None:
+        if seen[-1:] != [report.phase]:
+            seen.append(report.phase)
+            note(f"{label}: {report.phase}" + (f" ({report.detail})" if report.detail else ""))
+
+    return show
+
+
+@contextmanager
+def job_progress(quiet: bool = False) -> Iterator[Callable[[JobInfo], None] | None]:
+    """The job's state while one waits, the wait in the queue visible; in a pipe one line per change."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield lambda info: note(describe(info))
+        return
+    from rich.markup import escape
+    from rich.progress import Progress as Bars
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Bars(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=stderr_console(), transient=True
+    ) as bars:
+        task = bars.add_task("waiting for the scheduler")
+        states: list[str] = []
+
+        def show(info: JobInfo) -> None:
+            if states[-1:] != [info.state]:
+                states.append(info.state)
+                bars.reset(task)
+            bars.update(task, description=escape(describe(info)))
+
+        yield show
+
+
+def describe(info: JobInfo) -> str:
+    """One line about a job: `job 12 PENDING, waiting in the queue (Resources)`."""
+    line = f"job {info.job_id} {info.state}"
+    if str(info.state) == "PENDING":
+        line += ", waiting in the queue"
+    if info.reason and info.reason != "None":
+        line += f" ({info.reason})"
+    return line
