@@ -1,0 +1,141 @@
+"""Routes, pieces and names: what is decided before the first byte moves."""
+
+import pytest
+from hpcbridge.errors import InvalidPath, InvalidRequest, TooLarge, TransferError
+from hpcbridge.staging import plan
+from hpcbridge.staging.names import parse_remote
+from hpcbridge.staging.plan import GIB, Limits, Route
+from hypothesis import given
+from hypothesis import strategies as st
+
+S3 = Limits.of(5_242_880, "s3")
+NO_S3 = Limits.of(5_242_880, "streamer")
+
+
+def test_a_direct_download_ends_where_base64_reaches_the_servers_limit():
+    assert plan.download_limit(5_242_880) == 3_932_157
+
+
+@given(st.integers(min_value=1, max_value=10**8))
+def test_base64_of_the_largest_direct_download_stays_under_the_limit(limit):
+    largest = plan.download_limit(limit)
+    assert 4 * -(-largest // 3) < limit
+    assert 4 * -(-(largest + 3) // 3) >= limit
+
+
+@given(size=st.integers(0, 10**12), piece=st.integers(10**6, 10**8))
+def test_pieces_cover_the_file_without_gap_or_overlap(size, piece):
+    count = plan.piece_count(size, piece)
+    ends = [0, 1, count - 2, count - 1] if count > 4 else range(count)
+    assert all(0 < plan.piece_size(size, piece, i) <= piece for i in ends)
+    assert plan.piece_size(size, piece, count - 1) + (count - 1) * piece == size if count else size == 0
+
+
+@given(size=st.integers(0, 10**7), step=st.integers(1, 10**6).filter(lambda n: n > 5000))
+def test_spans_are_the_file_in_order(size, step):
+    position = 0
+    for offset, length in plan.spans(size, step):
+        assert offset == position
+        assert 0 < length <= step
+        position += length
+    assert position == size
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "needs_job", "route"),
+    [
+        (0, S3, False, Route.DIRECT),
+        (5_242_880, S3, False, Route.DIRECT),
+        (5_242_881, S3, False, Route.CHUNKED),
+        (10, S3, True, Route.CHUNKED),
+        (200 << 20, S3, False, Route.CHUNKED),
+        (200 << 20, NO_S3, False, Route.CHUNKED),
+        (5 * GIB, S3, False, Route.S3),
+        (100 * 10**9, NO_S3, False, Route.CHUNKED),
+        (900 * 10**9, S3, False, Route.S3),
+    ],
+)
+def test_the_route_up(size, limits, needs_job, route):
+    assert plan.put_route(size, limits, needs_job=needs_job) is route
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "route"),
+    [
+        (0, S3, Route.DIRECT),
+        (3_932_157, S3, Route.DIRECT),
+        (3_932_158, S3, Route.S3),
+        (3_932_158, NO_S3, Route.CHUNKED),
+    ],
+)
+def test_the_route_down(size, limits, route):
+    assert plan.get_route(size, limits) is route
+
+
+def test_routes_that_cannot_work_are_refused_before_anything_is_sent():
+    with pytest.raises(InvalidRequest, match="no route"):
+        plan.put_route(1, S3, wanted="pigeon")
+    with pytest.raises(InvalidRequest, match="empty"):
+        plan.put_route(0, S3, wanted="s3")
+    with pytest.raises(TransferError, match="no object store"):
+        plan.put_route(1, NO_S3, wanted="s3")
+    with pytest.raises(TooLarge):
+        plan.put_route(6_000_000, S3, wanted="direct")
+    with pytest.raises(TooLarge):
+        plan.put_route(900 * 10**9, NO_S3)
+    with pytest.raises(TooLarge):
+        plan.get_route(3_932_158, S3, wanted="direct")
+    with pytest.raises(InvalidRequest, match="verify"):
+        plan.verification("md5")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "relative/x",
+        "",
+        "/",
+        "/home/alice/",
+        "/home/../etc/passwd",
+        "/home/alice/x/.",
+        "/home/a\0b",
+        "/home/it's/x",
+        "/home/new\nline/x",
+        "/home/\x07bell/x",
+        "/home/" + "n" * 256,
+        "/" + "/".join(["d" * 200] * 21),
+    ],
+)
+def test_paths_that_no_call_can_carry_are_refused(path):
+    with pytest.raises(InvalidPath):
+        parse_remote(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "upload", "commands", "checksum"),
+    [
+        ("plain.txt", True, True, True),
+        ("-rf", True, True, True),
+        ("sp ace é", True, True, False),
+        ("$HOME;`id`", True, True, True),
+        ('quo"te', False, True, True),
+        ("back\\slash", False, True, False),
+        (" padded ", False, True, False),
+        ("it's", False, False, False),
+        ("new\nline", False, False, False),
+        ("tab\t", False, False, False),
+        ("\udcff", False, False, False),
+    ],
+)
+def test_which_calls_carry_a_name(name, upload, commands, checksum):
+    remote = parse_remote(f"/home/alice/{name}")
+    assert (remote.upload_carries_it, remote.commands_carry_it, remote.checksum_carries_it) == (
+        upload,
+        commands,
+        checksum,
+    )
+
+
+def test_a_trailing_slash_means_in_that_directory():
+    assert str(parse_remote("/home//alice/./", "data.bin")) == "/home/alice/data.bin"
+    assert str(parse_remote("/x")) == "/x"
