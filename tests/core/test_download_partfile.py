@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hpcbridge.errors import AlreadyExists, Conflict, InvalidPath, TransferError
 from hpcbridge.staging.partfile import (
     PartFile,
@@ -17,8 +20,6 @@ from hpcbridge.staging.partfile import (
     load_journal,
     part_path,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 SOURCE = Source("site", "cluster", "/home/alice/x", 1000, 1_795_166_090)
 
@@ -46,7 +47,7 @@ async def test_an_interrupted_download_is_taken_up_where_it_was(tmp_path):
     second.publish()
     second.close()
     assert target.read_bytes() == data
-    assert os.listdir(tmp_path) == ["x"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("change", [{"size": 1001}, {"mtime": 5}, {"path": "/other"}, {"system": "b"}, {"site": "c"}])
@@ -113,12 +114,10 @@ def test_two_processes_do_not_write_into_one_part_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "Conflict" in done.stderr
     part.close()
+    holder = PartFile.open(tmp_path / "x", SOURCE, 300)
     with pytest.raises(Conflict):
-        holder = PartFile.open(tmp_path / "x", SOURCE, 300)
-        try:
-            PartFile.open(tmp_path / "x", SOURCE, 300)
-        finally:
-            holder.close()
+        PartFile.open(tmp_path / "x", SOURCE, 300)
+    holder.close()
 
 
 def test_what_cannot_be_received_is_said_at_once(tmp_path):
@@ -137,7 +136,7 @@ def test_long_names_have_a_part_file_too(tmp_path):
     assert len(part_path(target).name) < 255
     part.publish()
     part.close()
-    assert os.listdir(tmp_path) == ["n" * 255]
+    assert [p.name for p in tmp_path.iterdir()] == ["n" * 255]
 
 
 def test_publishing_keeps_the_mode_of_the_file_it_replaces(tmp_path):

@@ -5,11 +5,12 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from hpcbridge.staging.joining import Join, Verdict, parse_answer, parse_sums, piece_name
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.plan import piece_size
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 SESSION = "0badcafe"
 
@@ -118,20 +119,15 @@ def test_only_stale_staging_directories_are_cleaned(tmp_path):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    name=st.binary(min_size=1, max_size=40).filter(
-        lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
-    )
-)
+@given(name=st.binary(min_size=1, max_size=40).filter(lambda b: not {0, 47} & set(b) and b not in (b".", b"..")))
 def test_any_legal_name_arrives_as_it_is(tmp_path, name):
     stage(tmp_path / ".hpcbridge-put-x", b"abc", 2)
     (tmp_path / ".hpcbridge-put-x" / f"{SESSION}.answer-1").unlink(missing_ok=True)
     code, _ = run(tmp_path, join(tmp_path, b"abc", 2, name=os.fsdecode(name)))
     assert code == 0
-    target = os.path.join(os.fsencode(tmp_path), name)
-    with open(target, "rb") as file:
-        assert file.read() == b"abc"
-    os.unlink(target)
+    target = tmp_path / os.fsdecode(name)
+    assert target.read_bytes() == b"abc"
+    target.unlink()
 
 
 @given(size=st.integers(1, 10**6), piece=st.integers(10**3, 10**6))

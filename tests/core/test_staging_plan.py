@@ -1,12 +1,13 @@
 """Routes, pieces and names: what is decided before the first byte moves."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hpcbridge.errors import InvalidPath, InvalidRequest, TooLarge, TransferError
 from hpcbridge.staging import plan
 from hpcbridge.staging.names import parse_remote
 from hpcbridge.staging.plan import GIB, Limits, Route
-from hypothesis import given
-from hypothesis import strategies as st
 
 S3 = Limits.of(5_242_880, "s3")
 NO_S3 = Limits.of(5_242_880, "streamer")

@@ -17,7 +17,7 @@ from hpcbridge.staging.plan import PIECE_NAME_DIGITS
 
 STAGE_PREFIX = ".hpcbridge-put-"
 STALE_MINUTES = 7 * 24 * 60
-"""Age after which the staging directory of an upload that nobody resumed is removed by the next joining job beside it."""
+"""Age after which the next joining job beside it removes the staging directory of an upload that nobody resumed."""
 
 _SCRIPT = r"""#!/bin/bash
 # hpcbridge: joins @COUNT@ pieces into one file, checks it and publishes it by rename.
@@ -64,7 +64,9 @@ fi
 [ -d "$target" ] && fail directory
 [ ! -e "$target" ] || chmod --reference="$target" -- "$joined" 2>/dev/null
 hidden=${target%/*}/.hpcbridge-@SESSION@.part
-{ mv -f -- "$joined" "$hidden" && mv -fT -- "$hidden" "$target"; } 2>"$errors" || { rm -f -- "$hidden"; fail publishing; }
+if ! { mv -f -- "$joined" "$hidden" && mv -fT -- "$hidden" "$target"; } 2>"$errors"; then
+  rm -f -- "$hidden"; fail publishing
+fi
 answer "published $size ${sum:--}"
 list | xargs rm -f --
 find "$directory" -maxdepth 1 -type d -name '@PREFIX@*' -user "$(id -u)" -mmin +@STALE@ -exec rm -rf {} + 2>/dev/null

@@ -42,6 +42,7 @@ class RemotePath:
     name: str
 
     def __str__(self) -> str:
+        """The whole path."""
         return posixpath.join(self.directory, self.name)
 
     @property

@@ -14,7 +14,7 @@ from hpcbridge.errors import InvalidRequest, TooLarge, TransferError
 
 GIB = 1 << 30
 CHUNKED_PREFERRED = 4 * GIB
-"""Bytes up to which pieces beat S3 on the way up: 40 MB/s from the start against at least one look, at most 60 s away."""
+"""Bytes up to which pieces beat S3 on the way up: 40 MB/s from the start against a look every 60 s."""
 MAX_PIECES = 24_000
 """One listing of the staging directory (about 210 bytes per entry) has to stay under the server's 5 MiB."""
 AUTO_SHA256 = GIB
