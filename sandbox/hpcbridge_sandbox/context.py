@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
+from hpcbridge_sandbox.cluster.users import User
 from hpcbridge_sandbox.errors import ApiError
 
 if TYPE_CHECKING:
     from hpcbridge_sandbox.auth import TokenVerifier
-    from hpcbridge_sandbox.cluster import Cluster, User
+    from hpcbridge_sandbox.cluster import Cluster
     from hpcbridge_sandbox.faults import Faults
     from hpcbridge_sandbox.issuer import Issuer
     from hpcbridge_sandbox.settings import Settings
@@ -114,4 +115,4 @@ def healthy_ssh(request: Request, system_name: str) -> SystemCondition:
 
 
 SandboxDep = Annotated[Sandbox, Depends(get_sandbox)]
-UserDep = Annotated["User", Depends(current_user)]
+UserDep = Annotated[User, Depends(current_user)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcbridge_sandbox.settings import FIRST_UID, USERS_GID, Settings
+from hpcbridge_sandbox.store import Store
 
 DAEMONS = ("munge", "slurm", "mysql")
 """Service accounts that a real Slurm needs; copied from the machine when it has them."""
@@ -40,11 +41,15 @@ class User:
         }
 
 
-def make_users(settings: Settings) -> dict[str, User]:
-    """Give every configured user a uid (from 2001 up, in the order given) and a home."""
+def make_users(settings: Settings, store: Store) -> dict[str, User]:
+    """Give every configured user a home and a uid, from 2001 up; a uid once given is kept in ``store``."""
+    uids: dict[str, int] = store.get("uids", {})
+    for entry in settings.users:
+        uids.setdefault(entry.name, max(uids.values(), default=FIRST_UID - 1) + 1)
+    store.put("uids", uids)
     return {
-        entry.name: User(entry.name, FIRST_UID + index, USERS_GID, f"/home/{entry.name}", settings.account)
-        for index, entry in enumerate(settings.users)
+        entry.name: User(entry.name, uids[entry.name], USERS_GID, f"/home/{entry.name}", settings.account)
+        for entry in settings.users
     }
 
 
