@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 LINGER = 30.0
 """Seconds that an entry nobody uses is kept, so that short-lived users of one loop share connections and token."""
 
-Key = tuple[int, int, str, str, str]
+Key = tuple[int, int, "Site", str]
 
 
 class Entry:
     """The shared parts for one (process, loop, site, credential); made by `lease` and `current`."""
 
-    def __init__(self, key: Key, site: Site, credential: Credential, adapter: str) -> None:
+    def __init__(self, key: Key, site: Site, credential: Credential) -> None:
         """Make the parts; nothing is sent before the first request."""
         from hpcbridge.firecrest import FirecrestClient
         from hpcbridge.http import HttpSession
@@ -42,7 +42,7 @@ class Entry:
         self.site = site
         self.credential = credential
         self.loop = asyncio.get_running_loop()
-        self.session: HttpSession = HttpSession(site, credential, adapter=adapter)
+        self.session: HttpSession = HttpSession(site, credential)
         self.client: FirecrestClient = FirecrestClient(self.session)
         self.homes: dict[str, str] = {}
         self._watchers: dict[str, JobWatcher] = {}
@@ -95,27 +95,27 @@ _entries: dict[Key, Entry] = {}
 _inherited: list[Entry] = []
 
 
-def current(site: Site, credential: Credential, adapter: str = "core") -> Entry:
+def current(site: Site, credential: Credential) -> Entry:
     """The entry of the running loop, made when there is none.
 
     Raises RuntimeError outside a running event loop.
     """
     loop = asyncio.get_running_loop()
-    key = (os.getpid(), id(loop), repr(site), credential.identity, adapter)
+    key = (os.getpid(), id(loop), site, credential.identity)
     entry = _entries.get(key)
     # A new loop may get the address of one that has gone.
     if entry is None or entry.loop is not loop:
         _drop_closed_loops()
-        entry = _entries[key] = Entry(key, site, credential, adapter)
+        entry = _entries[key] = Entry(key, site, credential)
         entry.hold()
         entry.release()
     return entry
 
 
 @contextmanager
-def lease(site: Site, credential: Credential, adapter: str = "core") -> Iterator[Entry]:
+def lease(site: Site, credential: Credential) -> Iterator[Entry]:
     """The running loop's entry, kept open at least as long as the `with` block."""
-    entry = current(site, credential, adapter)
+    entry = current(site, credential)
     entry.hold()
     try:
         yield entry

@@ -6,8 +6,9 @@ loop that uses the same site and credential, so it costs nothing to connect agai
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from hpcbridge.credentials import Credential
-    from hpcbridge.firecrest import FileEntry, FirecrestClient, JobRow, SystemInfo
+    from hpcbridge.errors import HpcBridgeError
+    from hpcbridge.firecrest import FileEntry, FileStat, FirecrestClient, JobRow, SystemInfo
     from hpcbridge.jobs.intents import IntentStore
     from hpcbridge.jobs.spec import JobSpec
     from hpcbridge.jobs.state import JobInfo
@@ -37,28 +39,29 @@ def connect(
     """
     from hpcbridge.sites import Site, load_site
 
-    if isinstance(site, Site) and credential is not None and not overrides:
-        return Hpc(site, credential, adapter=adapter)
     if isinstance(site, Site):
-        fields = {name: getattr(site, name) for name in ("url", "token_url", "client_id", "system")}
-        site, found = load_site(None, **{k: v for k, v in (fields | overrides).items() if v is not None})
-    else:
-        site, found = load_site(site, **overrides)
-    return Hpc(site, credential or found, adapter=adapter)
+        if overrides:
+            raise TypeError("a Site is complete: use dataclasses.replace to change it, or give its name")
+        if credential is None:
+            from hpcbridge.credentials.factory import credential_for
+
+            credential = credential_for(site)
+        return Hpc(replace(site, adapter=adapter), credential)
+    site, found = load_site(site, adapter=adapter, **overrides)
+    return Hpc(site, credential or found)
 
 
 class Hpc:
     """One deployment as one identity. Use as `async with`; works in any event loop, and after a fork."""
 
-    def __init__(self, site: Site, credential: Credential, *, adapter: str = "core") -> None:
+    def __init__(self, site: Site, credential: Credential) -> None:
         """Prefer `connect()`."""
         self.site = site
         self.credential = credential
-        self.adapter = adapter
         self._held: list[AbstractContextManager[_registry.Entry]] = []
 
     def __repr__(self) -> str:
-        return f"Hpc({self.site.name or self.site.url})"
+        return f"Hpc({self.site.name})"
 
     async def __aenter__(self) -> Self:
         lease = self._lease()
@@ -72,12 +75,12 @@ class Hpc:
         self._held.pop().__exit__(None, None, None)
 
     def _lease(self) -> AbstractContextManager[_registry.Entry]:
-        return _registry.lease(self.site, self.credential, self.adapter)
+        return _registry.lease(self.site, self.credential)
 
     @property
     def client(self) -> FirecrestClient:
         """The REST client of the running loop."""
-        return _registry.current(self.site, self.credential, self.adapter).client
+        return _registry.current(self.site, self.credential).client
 
     async def systems(self, fresh: bool = False) -> list[SystemInfo]:
         """The systems behind this deployment, their health and limits; cached unless `fresh`."""
@@ -97,22 +100,74 @@ class System:
         self.hpc = hpc
         self._name = name
 
-    @property
-    def name(self) -> str: ...
+    def __repr__(self) -> str:
+        return f"System({self._name or 'the default one'} at {self.hpc.site.name})"
 
     @property
-    def client(self) -> FirecrestClient: ...
+    def name(self) -> str:
+        """The system's name. Raises ConfigurationError when none was given and none has been looked up (`resolve`)."""
+        if self._name is None:
+            raise _no_system(self.hpc.site)
+        return self._name
+
+    async def resolve(self) -> str:
+        """The system's name; without one, that of the only system there is.
+
+        Raises ConfigurationError where the site has several (their names are in the message) or none.
+        """
+        if self._name is None:
+            names = [info.name for info in await self.hpc.systems()]
+            if len(names) != 1:
+                raise _no_system(self.hpc.site, names)
+            self._name = names[0]
+        return self._name
 
     @property
-    def watcher(self) -> JobWatcher: ...
+    def client(self) -> FirecrestClient:
+        """The REST client of the running loop."""
+        return self.hpc.client
 
-    async def info(self, fresh: bool = False) -> SystemInfo: ...
+    @property
+    def watcher(self) -> JobWatcher:
+        """The one JobWatcher of this system in the running loop."""
+        return _registry.current(self.hpc.site, self.hpc.credential).watcher(self.name)
 
-    async def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job: ...
+    @asynccontextmanager
+    async def _use(self) -> AsyncIterator[tuple[_registry.Entry, str]]:
+        with self.hpc._lease() as entry:
+            yield entry, await self.resolve()
 
-    def job(self, job_id: str, name: str | None = None) -> Job: ...
+    def _account(self, account: str | None) -> str | None:
+        return account or self.hpc.site.account_for(self.name)
 
-    async def jobs(self) -> list[JobRow]: ...
+    async def info(self, fresh: bool = False) -> SystemInfo:
+        """Scheduler, file systems, limits and health. Raises SystemNotFound."""
+        async with self._use() as (entry, name):
+            return await entry.client.system(name, fresh=fresh)
+
+    async def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
+        """Submit once: with a `key`, the same call again (here, later, after a crash) gives the same job.
+
+        Without a key each call is a new job, still with at most one execution however the answer is lost. The site's
+        default account for the system is used where the spec names none. Raises SubmitRejected, KeyConflict,
+        InvalidSpec, Unavailable.
+        """
+        from hpcbridge.jobs.submit import submit_once
+
+        async with self._use() as (entry, name):
+            if spec.account is None and (account := self._account(None)):
+                spec = spec.model_copy(update={"account": account})
+            done = await submit_once(entry.client, name, spec, key, store=store)
+        return Job(self, done.job_id, done.name, adopted=done.adopted, spec=spec)
+
+    def job(self, job_id: str | int, name: str | None = None) -> Job:
+        """A handle on a job that exists already; nothing is sent."""
+        return Job(self, str(job_id), name)
+
+    async def jobs(self) -> list[JobRow]:
+        """The user's jobs as the scheduler lists them: all live ones and those of the last day (or week, by server)."""
+        async with self._use() as (entry, name):
+            return await entry.client.jobs(name)
 
     async def put(
         self,
@@ -124,7 +179,26 @@ class System:
         atomic: bool = False,
         progress: Callable[[Progress], None] | None = None,
         account: str | None = None,
-    ) -> TransferResult: ...
+    ) -> TransferResult:
+        """Copy the file `local` to the absolute path `remote`.
+
+        `route` is "direct", "chunked" or "s3", or None for the quickest the system offers. `verify` is "auto", "size",
+        "sha256" or None. `atomic` publishes the file by one rename. `progress` is told phase and bytes. Raises
+        TransferError, IntegrityError, PathNotFound, PermissionDenied, Unavailable.
+        """
+        from hpcbridge.staging import put_file
+
+        async with self._use():
+            return await put_file(
+                self,
+                Path(local),
+                remote,
+                route=route,
+                verify=verify,
+                atomic=atomic,
+                progress=progress,
+                account=self._account(account),
+            )
 
     async def get(
         self,
@@ -136,34 +210,127 @@ class System:
         resume: bool = True,
         progress: Callable[[Progress], None] | None = None,
         account: str | None = None,
-    ) -> TransferResult: ...
+    ) -> TransferResult:
+        """Copy the absolute path `remote` to the file `local`; see `put`.
 
-    async def ls(self, path: str) -> list[FileEntry]: ...
+        With `resume` an interrupted download goes on where it stopped.
+        """
+        from hpcbridge.staging import get_file
 
-    async def stat(self, path: str) -> Any: ...
+        async with self._use():
+            return await get_file(
+                self,
+                remote,
+                Path(local),
+                route=route,
+                verify=verify,
+                resume=resume,
+                progress=progress,
+                account=self._account(account),
+            )
 
-    async def mkdir(self, path: str, parents: bool = True) -> None: ...
+    async def ls(self, path: str, *, hidden: bool = False) -> list[FileEntry]:
+        """The entries of a directory, without `.` and `..`. Raises PathNotFound, PermissionDenied."""
+        async with self._use() as (entry, name):
+            entries = await entry.client.ls(name, path, show_hidden=hidden)
+        return [each for each in entries if each.name not in (".", "..")]
 
-    async def rm(self, path: str) -> None: ...
+    async def stat(self, path: str) -> FileStat:
+        """Mode, size (bytes), owner and times of a path. Raises PathNotFound."""
+        async with self._use() as (entry, name):
+            return await entry.client.stat(name, path)
 
-    async def checksum(self, path: str) -> str: ...
+    async def mkdir(self, path: str, parents: bool = True) -> None:
+        """Make a directory; with `parents` it may exist already."""
+        async with self._use() as (entry, name):
+            await entry.client.mkdir(name, path, parents=parents)
 
-    async def read_bytes(self, path: str) -> bytes: ...
+    async def rm(self, path: str) -> None:
+        """Remove a file or a whole directory. Raises PathNotFound."""
+        async with self._use() as (entry, name):
+            await entry.client.rm(name, path)
 
-    async def home(self) -> str: ...
+    async def checksum(self, path: str) -> str:
+        """SHA-256 of a file on the system, in hex."""
+        async with self._use() as (entry, name):
+            return await entry.client.checksum(name, path)
+
+    async def read_bytes(self, path: str) -> bytes:
+        """The whole content of a small file (up to the server's direct limit, about 3.9 MB). Raises TooLarge."""
+        async with self._use() as (entry, name):
+            return await entry.client.download(name, path)
+
+    async def home(self) -> str:
+        """The user's own directory: `<file system>/<user>` on the default file system, else on the first that has one.
+
+        Raises ConfigurationError when there is none.
+        """
+        async with self._use() as (entry, name):
+            if name not in entry.homes:
+                entry.homes[name] = await self._find_home(entry.client, name)
+            return entry.homes[name]
+
+    async def _find_home(self, client: FirecrestClient, name: str) -> str:
+        from hpcbridge.errors import ConfigurationError, InvalidRequest, NotFound, PermissionDenied
+
+        user = (await client.userinfo(name)).name
+        info = await client.system(name)
+        tried = []
+        for file_system in sorted(info.file_systems, key=lambda each: not each.default_work_dir):
+            path = f"{file_system.path.rstrip('/')}/{user}"
+            tried.append(path)
+            with suppress(NotFound, PermissionDenied, InvalidRequest):
+                await client.stat(name, path)
+                return path
+        raise ConfigurationError(
+            f"no directory of your own was found (tried {', '.join(tried) or 'nothing: no file systems'})",
+            site=self.hpc.site.name,
+            system=name,
+            hint="Name one (`--workdir`, `workdir=`)",
+        )
+
+
+def _no_system(site: Site, names: Sequence[str] = ()) -> HpcBridgeError:
+    from hpcbridge.errors import ConfigurationError
+
+    there = f"; the site has {', '.join(names)}" if names else ""
+    return ConfigurationError(
+        f"no system was named{there}", site=site.name, hint="Set FIRECREST_SYSTEM or name one (`--system`, `system()`)"
+    )
 
 
 class Job:
     """One batch job on one system."""
 
-    id: str
-    name: str | None
-    system: System
+    def __init__(
+        self, system: System, job_id: str, name: str | None = None, *, adopted: bool = False, spec: JobSpec | None = None
+    ) -> None:
+        """Prefer `System.submit()` or `System.job()`."""
+        self.system = system
+        self.id = job_id
+        self.name = name
+        self.adopted = adopted
+        """True when `submit` found the job that an earlier submit with the same key had made."""
+        self.spec = spec
 
-    async def info(self) -> JobInfo: ...
+    def __repr__(self) -> str:
+        return f"Job({self.id} on {self.system!r})"
 
-    async def wait(self, on_change: Callable[[JobInfo], None] | None = None, *, check: bool = False) -> JobInfo: ...
+    async def info(self) -> JobInfo:
+        """State, exit code, signal, reason, times and nodes as of now. Raises JobNotFound."""
+        async with self.system._use() as (entry, system):
+            return await entry.watcher(system).info(self.id)
 
-    async def cancel(self, verify: bool = True) -> JobInfo: ...
+    async def wait(self, on_change: Callable[[JobInfo], None] | None = None, *, check: bool = False) -> JobInfo:
+        """Wait until the job (every task of an array) has ended; outages are waited out.
 
-    def logs(self, follow: bool = False, *, stream: str = "stdout", offset: int = 0) -> AsyncIterator[bytes]: ...
+        `on_change` is told every change of state. With `check` a job that did not end well raises JobFailed (TimeLimit,
+        OutOfMemory …) with the last lines it wrote. Raises JobVanished.
+        """
+        async with self.system._use() as (entry, system):
+            info = await entry.watcher(system).wait(self.id, name=self.name, on_change=on_change)
+            if check and not info.ok:
+                from hpcbridge.jobs.logs import post_mortem
+
+                raise await post_mortem(entry.client, system, info)
+            return info

@@ -1,0 +1,306 @@
+"""Commands about jobs: submit, status, logs, cancel."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpcbridge.cli import output
+from hpcbridge.cli.context import (
+    JsonOption,
+    SiteOption,
+    State,
+    SystemOption,
+    choose_system,
+    connect,
+    run,
+    state_of,
+    usage_error,
+)
+from hpcbridge.cli.exits import ExitCode, for_job
+from hpcbridge.cli.remote import is_remote, parse_remote
+
+if TYPE_CHECKING:
+    from hpcbridge.hpc import Job, System
+    from hpcbridge.jobs.spec import JobSpec
+    from hpcbridge.jobs.state import JobInfo
+
+STATUS_FIELDS = (
+    "job_id",
+    "name",
+    "state",
+    "exit_code",
+    "signal",
+    "reason",
+    "submitted",
+    "started",
+    "ended",
+    "nodes",
+)
+"""What `status --json` prints, in this order; times are ISO 8601 with zone or null."""
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `submit` prints it.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("submit")(submit)
+    app.command("status")(status)
+    app.command("logs")(logs)
+    app.command("cancel")(cancel)
+
+
+def submit(
+    ctx: typer.Context,
+    script: Annotated[
+        str,
+        typer.Argument(
+            metavar="SCRIPT", help="Batch script on this machine, - for standard input, or system:/path on the cluster."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="Job name.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Submit once: a second submit with the same key finds the first job instead."),
+    ] = None,
+    workdir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Remote working directory; default: your own directory there.")
+    ] = None,
+    account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition (queue).")] = None,
+    reservation: Annotated[str | None, typer.Option(help="Reservation.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Node features asked for.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="TIME", help="Time limit, as sbatch takes it: 30, 1:30:00.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Number of nodes.")] = None,
+    ntasks: Annotated[int | None, typer.Option(min=1, help="Number of tasks.")] = None,
+    array: Annotated[str | None, typer.Option(metavar="RANGE", help="Job array, as sbatch takes it: 0-9, 1,3,5.")] = None,
+    stdout: Annotated[str | None, typer.Option("--output", metavar="FILE", help="File for standard output.")] = None,
+    stderr: Annotated[str | None, typer.Option("--error", metavar="FILE", help="File for standard error.")] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="Environment variable; without a value, this shell's. Repeatable."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end and exit with the job's code.")] = False,
+    queue_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="With --wait: cancel and exit 75 if it has not started after this long."
+        ),
+    ] = None,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Submit a batch script.
+
+    In a pipe only the job id is printed: id=$(hpcbridge submit run.sh).
+    """
+    state = state_of(ctx, site, system)
+    if queue_timeout is not None and not wait:
+        raise usage_error("it works together with --wait only", "--queue-timeout")
+    options: dict[str, Any] = {
+        "name": name,
+        "workdir": workdir,
+        "account": account,
+        "partition": partition,
+        "reservation": reservation,
+        "constraint": constraint,
+        "time": time,
+        "nodes": nodes,
+        "ntasks": ntasks,
+        "array": array,
+        "output": stdout,
+        "error": stderr,
+        "env": _environment(env or []),
+    }
+    where, source = _read_script(script)
+    chosen = {k: v for k, v in {**options, **source}.items() if v not in (None, {})}
+    raise typer.Exit(run(_submit(state, where, chosen, key, wait=wait, queue_timeout=queue_timeout, as_json=json)))
+
+
+def _read_script(script: str) -> tuple[str | None, dict[str, str]]:
+    """(system named by the path, field of JobSpec)."""
+    if is_remote(script):
+        remote = parse_remote(script, "SCRIPT")
+        return remote.system, {"script_path": remote.path}
+    if script == "-":
+        return None, {"script": sys.stdin.read()}
+    path = Path(script)
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist on this machine"
+        raise usage_error(f"{script!r} {what}; a script on the cluster is written system:/path", "SCRIPT")
+    try:
+        return None, {"script": path.read_text(encoding="utf-8")}
+    except UnicodeDecodeError:
+        raise usage_error(f"{script!r} is not a text file", "SCRIPT") from None
+
+
+def _environment(pairs: list[str]) -> dict[str, str]:
+    import os
+
+    variables: dict[str, str] = {}
+    for pair in pairs:
+        name, given, value = pair.partition("=")
+        if not given and name not in os.environ:
+            raise usage_error(f"{name!r} has no value here: write --env {name}=VALUE or export it", "--env")
+        variables[name] = value if given else os.environ[name]
+    return variables
+
+
+async def _submit(
+    state: State,
+    where: str | None,
+    options: dict[str, Any],
+    key: str | None,
+    *,
+    wait: bool,
+    queue_timeout: float | None,
+    as_json: bool,
+) -> int:
+    async with connect(state) as hpc:
+        system = choose_system(hpc, state, where)
+        spec = await _spec(system, options)
+        again = "Repeat the same command to find out" if key else "`hpcbridge status` lists your jobs"
+        state.interrupt_note = f"The job may or may not have been submitted. {again}."
+        job = await system.submit(spec, key=key)
+        state.interrupt_note = _goes_on(job)
+        if not wait:
+            _print_submitted(job, as_json=as_json)
+            return ExitCode.OK
+        output.note(f"{'Found' if job.adopted else 'Submitted'} job {job.id} on {system.name}.")
+        with output.job_progress() as show:
+            info = await _wait(job, show, queue_timeout)
+        return await _print_end(job, info, as_json=as_json)
+
+
+async def _spec(system: System, options: dict[str, Any]) -> JobSpec:
+    from hpcbridge.jobs.spec import JobSpec
+
+    if "workdir" not in options:
+        options["workdir"] = await system.home()
+    return JobSpec.checked(**options)
+
+
+def _goes_on(job: Job) -> str:
+    return (
+        f"Job {job.id} goes on. Follow it: hpcbridge logs -f {job.id}\n"
+        f"Its state: hpcbridge status {job.id}    End it: hpcbridge cancel {job.id}"
+    )
+
+
+async def _wait(job: Job, show: Any, queue_timeout: float | None) -> JobInfo:
+    """Wait for the end; a job that has not started in time is cancelled and QueueTimeout is raised."""
+    if queue_timeout is None:
+        return await job.wait(on_change=show)
+    return await job.wait(on_change=show, queue_timeout=queue_timeout)
+
+
+def _print_submitted(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {"job_id": job.id, "name": job.name, "system": job.system.name, "adopted": job.adopted, "workdir": job.workdir}
+        )
+    elif output.stdout_is_terminal():
+        verb = "Found" if job.adopted else "Submitted"
+        output.note(f"{verb} job {job.id} on {job.system.name}. Follow it: hpcbridge logs -f {job.id}")
+    else:
+        print(job.id)  # noqa: T201
+
+
+async def _print_end(job: Job, info: JobInfo, *, as_json: bool) -> int:
+    if as_json:
+        output.print_json(_fields(info))
+    if not info.ok:
+        output.note(await job.post_mortem(info))
+    elif not as_json:
+        output.note(f"{output.describe(info)}.")
+    return for_job(info)
+
+
+def _fields(info: JobInfo) -> dict[str, Any]:
+    values = info.to_json()
+    return {name: values.get(name) for name in STATUS_FIELDS}
+
+
+def status(
+    ctx: typer.Context,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="The job's id; without one, all your jobs of the last day.")
+    ] = None,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Show the state of a job, or list your jobs."""
+    state = state_of(ctx, site, system)
+    run(_list(state, as_json=json) if job is None else _status(state, job, as_json=json))
+
+
+async def _status(state: State, job_id: str, *, as_json: bool) -> None:
+    async with connect(state) as hpc:
+        info = await choose_system(hpc, state).job(job_id).info()
+    if as_json:
+        output.print_json(_fields(info))
+        return
+    fields = {name: getattr(info, name, None) for name in STATUS_FIELDS}
+    output.print_fields(fields | {"state": str(info.state)})
+    if info.tasks:
+        output.print_table(("task", "state", "exit code"), [(t.job_id, str(t.state), t.exit_code) for t in info.tasks])
+
+
+async def _list(state: State, *, as_json: bool) -> None:
+    async with connect(state) as hpc:
+        rows = await choose_system(hpc, state).jobs()
+    names = ("job_id", "name", "state", "started", "ended", "nodes")
+    if as_json:
+        output.print_json([{name: getattr(row, name) for name in names} for row in rows])
+    else:
+        output.print_table(names, [[getattr(row, name) for name in names] for row in rows], empty="No jobs.")
+
+
+def logs(
+    ctx: typer.Context,
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    stderr: Annotated[bool, typer.Option("--stderr", help="Standard error instead of standard output.")] = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Print what a job has written, byte for byte."""
+    state = state_of(ctx, site, system)
+    state.interrupt_note = f"Job {job} goes on." if follow else None
+    run(_logs(state, job, follow=follow, stream="stderr" if stderr else "stdout"))
+
+
+async def _logs(state: State, job_id: str, *, follow: bool, stream: str) -> None:
+    async with connect(state) as hpc:
+        async for chunk in choose_system(hpc, state).job(job_id).logs(follow=follow, stream=stream):
+            output.print_bytes(chunk)
+
+
+def cancel(
+    ctx: typer.Context,
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of the jobs.")],
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Cancel jobs and wait until the scheduler confirms it."""
+    state = state_of(ctx, site, system)
+    run(_cancel(state, jobs, as_json=json))
+
+
+async def _cancel(state: State, job_ids: list[str], *, as_json: bool) -> None:
+    ended = []
+    async with connect(state) as hpc:
+        system = choose_system(hpc, state)
+        for job_id in job_ids:
+            info = await system.job(job_id).cancel()
+            ended.append(_fields(info))
+            if not as_json:
+                output.note(f"{output.describe(info)}.")
+    if as_json:
+        output.print_json(ended if len(job_ids) > 1 else ended[0])

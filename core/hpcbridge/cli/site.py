@@ -1,0 +1,77 @@
+"""Commands about a deployment: systems, doctor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hpcbridge.cli import output
+from hpcbridge.cli.context import JsonOption, SiteOption, State, SystemOption, connect, run, state_of
+
+if TYPE_CHECKING:
+    from hpcbridge.firecrest import SystemInfo
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("systems")(systems)
+    app.command("doctor")(doctor)
+
+
+def systems(ctx: typer.Context, json: JsonOption = False, site: SiteOption = None) -> None:
+    """List the systems of a site: health, scheduler, file systems, limits."""
+    run(_systems(state_of(ctx, site), as_json=json))
+
+
+async def _systems(state: State, *, as_json: bool) -> None:
+    async with connect(state) as hpc:
+        found = await hpc.systems()
+    if as_json:
+        output.print_json([summary(each) for each in found])
+        return
+    rows = [
+        (
+            each.name,
+            "healthy" if each.healthy else "unhealthy",
+            f"{each.scheduler.kind} {each.scheduler.version} ({each.scheduler.mode})",
+            [file_system.path for file_system in each.file_systems],
+            output.size(each.max_ops_file_size),
+            each.transfer or "none",
+        )
+        for each in found
+    ]
+    columns = ("name", "health", "scheduler", "file systems", "direct limit", "large files")
+    output.print_table(columns, rows, empty="This site has no systems.")
+
+
+def summary(info: SystemInfo) -> dict[str, Any]:
+    """What `systems --json` prints for one system; sizes in bytes."""
+    return {
+        "name": info.name,
+        "healthy": info.healthy,
+        "scheduler": {"kind": info.scheduler.kind, "version": info.scheduler.version, "mode": info.scheduler.mode},
+        "file_systems": [
+            {"path": each.path, "default_work_dir": each.default_work_dir, "data_type": each.data_type}
+            for each in info.file_systems
+        ],
+        "transfer": info.transfer,
+        "max_ops_file_size": info.max_ops_file_size,
+        "services": [
+            {"service": each.service, "healthy": each.healthy, "path": each.path, "message": each.message}
+            for each in info.services
+        ],
+    }
+
+
+def doctor(
+    ctx: typer.Context, json: JsonOption = False, site: SiteOption = None, system: SystemOption = None
+) -> None:
+    """Check configuration, login, server, system and file system, and say what to do next."""
+    from hpcbridge.cli.checkup import Checkup
+
+    checkup = Checkup(state_of(ctx, site, system), quiet=json)
+    run(checkup.run())
+    if json:
+        output.print_json({"ok": checkup.exit_code == 0, "checks": [vars(each) for each in checkup.findings]})
+    raise typer.Exit(checkup.exit_code)
