@@ -44,9 +44,10 @@ class Entry:
         self.loop = asyncio.get_running_loop()
         self.session: HttpSession = HttpSession(site, credential)
         self.client: FirecrestClient = FirecrestClient(self.session)
+        self.users: dict[str, str] = {}
         self.homes: dict[str, str] = {}
         self._watchers: dict[str, JobWatcher] = {}
-        self._users = 0
+        self._holders = 0
         self._idle: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._life = self._close_with_loop()
@@ -64,15 +65,15 @@ class Entry:
 
     def hold(self) -> None:
         """Keep the entry until the matching `release`."""
-        self._users += 1
+        self._holders += 1
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
 
     def release(self) -> None:
         """Let go; the last one starts the idle clock."""
-        self._users -= 1
-        if self._users == 0 and not self.loop.is_closed():
+        self._holders -= 1
+        if self._holders == 0 and not self.loop.is_closed():
             self._idle = self.loop.call_later(LINGER, self._expire)
 
     def _expire(self) -> None:

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+    from hpcbridge._output_paths import Stream
     from hpcbridge.credentials import Credential
-    from hpcbridge.firecrest import FileEntry, JobRow, SystemInfo
+    from hpcbridge.errors import JobFailed
+    from hpcbridge.firecrest import FileEntry, FileStat, JobRow, SystemInfo
     from hpcbridge.jobs.intents import IntentStore
     from hpcbridge.jobs.spec import JobSpec
     from hpcbridge.jobs.state import JobInfo
@@ -256,11 +258,11 @@ class System:
             account=account,
         )
 
-    def ls(self, path: str) -> list[FileEntry]:
+    def ls(self, path: str, *, hidden: bool = False) -> list[FileEntry]:
         """See `hpcbridge.System.ls`."""
-        return _run(self._wrapped.ls, path)
+        return _run(self._wrapped.ls, path, hidden=hidden)
 
-    def stat(self, path: str) -> Any:
+    def stat(self, path: str) -> FileStat:
         """See `hpcbridge.System.stat`."""
         return _run(self._wrapped.stat, path)
 
@@ -279,6 +281,10 @@ class System:
     def read_bytes(self, path: str) -> bytes:
         """See `hpcbridge.System.read_bytes`."""
         return _run(self._wrapped.read_bytes, path)
+
+    def user(self) -> str:
+        """See `hpcbridge.System.user`."""
+        return _run(self._wrapped.user)
 
     def home(self) -> str:
         """See `hpcbridge.System.home`."""
@@ -306,6 +312,16 @@ class Job:
         return self._wrapped.name
 
     @property
+    def adopted(self) -> bool:
+        """See `hpcbridge.Job.adopted`."""
+        return self._wrapped.adopted
+
+    @property
+    def spec(self) -> JobSpec | None:
+        """What was submitted, when this object did it."""
+        return self._wrapped.spec
+
+    @property
     def system(self) -> System:
         """The system it runs on."""
         return System(self._wrapped.system)
@@ -318,10 +334,18 @@ class Job:
         """See `hpcbridge.Job.wait`."""
         return _run(self._wrapped.wait, on_change, check=check)
 
-    def cancel(self, verify: bool = True) -> JobInfo | None:
+    def cancel(self, verify: bool = True) -> JobInfo:
         """See `hpcbridge.Job.cancel`."""
         return _run(self._wrapped.cancel, verify)
 
-    def logs(self, follow: bool = False, *, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
+    def output_path(self, stream: Stream = "stdout") -> str:
+        """See `hpcbridge.Job.output_path`."""
+        return _run(self._wrapped.output_path, stream)
+
+    def post_mortem(self) -> JobFailed | None:
+        """See `hpcbridge.Job.post_mortem`."""
+        return _run(self._wrapped.post_mortem)
+
+    def logs(self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0) -> Iterator[bytes]:
         """See `hpcbridge.Job.logs`."""
         return _iterate(lambda: self._wrapped.logs(follow, stream=stream, offset=offset))

@@ -6,6 +6,8 @@ loop that uses the same site and credential, so it costs nothing to connect agai
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
@@ -13,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hpcbridge import _registry
+from hpcbridge._output_paths import Stream, output_path
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from hpcbridge.credentials import Credential
-    from hpcbridge.errors import HpcBridgeError
+    from hpcbridge.errors import HpcBridgeError, JobFailed
     from hpcbridge.firecrest import FileEntry, FileStat, FirecrestClient, JobRow, SystemInfo
     from hpcbridge.jobs.intents import IntentStore
     from hpcbridge.jobs.spec import JobSpec
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from hpcbridge.jobs.watch import JobWatcher
     from hpcbridge.sites import Site
     from hpcbridge.staging import Progress, TransferResult
+
+logger = logging.getLogger(__name__)
 
 
 def connect(
@@ -148,17 +153,18 @@ class System:
     async def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
         """Submit once: with a `key`, the same call again (here, later, after a crash) gives the same job.
 
-        Without a key each call is a new job, still with at most one execution however the answer is lost. The site's
-        default account for the system is used where the spec names none. Raises SubmitRejected, KeyConflict,
-        InvalidSpec, Unavailable.
+        Without a key each call is a new job, still with at most one execution however the answer is lost. Where the
+        spec names none, the working directory is the user's own and the account the site's default for the system.
+        Raises SubmitRejected, KeyConflict, InvalidSpec, Unavailable.
         """
         from hpcbridge.jobs.submit import submit_once
 
         async with self._use() as (entry, name):
-            if spec.account is None and (account := self._account(None)):
-                spec = spec.model_copy(update={"account": account})
-            done = await submit_once(entry.client, name, spec, key, store=store)
-        return Job(self, done.job_id, done.name, adopted=done.adopted, spec=spec)
+            filled = {"workdir": spec.workdir or await self.home(), "account": self._account(spec.account)}
+            spec = spec.replace(**{field: value for field, value in filled.items() if value})
+            user = await self.user()
+            done = await submit_once(entry.client, name, spec, key, store=store, user=user)
+        return Job(self, done.job_id, done.name, adopted=done.adopted, spec=spec, env_path=done.env_path)
 
     def job(self, job_id: str | int, name: str | None = None) -> Job:
         """A handle on a job that exists already; nothing is sent."""
@@ -260,6 +266,13 @@ class System:
         async with self._use() as (entry, name):
             return await entry.client.download(name, path)
 
+    async def user(self) -> str:
+        """The user's name on the system; asked for once."""
+        async with self._use() as (entry, name):
+            if name not in entry.users:
+                entry.users[name] = (await entry.client.userinfo(name)).name
+            return entry.users[name]
+
     async def home(self) -> str:
         """The user's own directory: `<file system>/<user>` on the default file system, else on the first that has one.
 
@@ -273,7 +286,7 @@ class System:
     async def _find_home(self, client: FirecrestClient, name: str) -> str:
         from hpcbridge.errors import ConfigurationError, InvalidRequest, NotFound, PermissionDenied
 
-        user = (await client.userinfo(name)).name
+        user = await self.user()
         info = await client.system(name)
         tried = []
         for file_system in sorted(info.file_systems, key=lambda each: not each.default_work_dir):
@@ -303,7 +316,13 @@ class Job:
     """One batch job on one system."""
 
     def __init__(
-        self, system: System, job_id: str, name: str | None = None, *, adopted: bool = False, spec: JobSpec | None = None
+        self,
+        system: System,
+        job_id: str,
+        name: str | None = None,
+        *,
+        adopted: bool = False,
+        spec: JobSpec | None = None,
     ) -> None:
         """Prefer `System.submit()` or `System.job()`."""
         self.system = system
@@ -312,6 +331,7 @@ class Job:
         self.adopted = adopted
         """True when `submit` found the job that an earlier submit with the same key had made."""
         self.spec = spec
+        self._env_path = env_path
 
     def __repr__(self) -> str:
         return f"Job({self.id} on {self.system!r})"
@@ -319,7 +339,7 @@ class Job:
     async def info(self) -> JobInfo:
         """State, exit code, signal, reason, times and nodes as of now. Raises JobNotFound."""
         async with self.system._use() as (entry, system):
-            return await entry.watcher(system).info(self.id)
+            return await entry.watcher(system).info(self.id, name=self.name)
 
     async def wait(self, on_change: Callable[[JobInfo], None] | None = None, *, check: bool = False) -> JobInfo:
         """Wait until the job (every task of an array) has ended; outages are waited out.
@@ -329,8 +349,85 @@ class Job:
         """
         async with self.system._use() as (entry, system):
             info = await entry.watcher(system).wait(self.id, name=self.name, on_change=on_change)
+            await self._remove_environment(entry.client, system)
             if check and not info.ok:
                 from hpcbridge.jobs.logs import post_mortem
 
-                raise await post_mortem(entry.client, system, info)
+                failure = await post_mortem(entry.client, system, info)
+                assert failure is not None
+                raise failure
             return info
+
+    async def _remove_environment(self, client: FirecrestClient, system: str) -> None:
+        """Remove the private file of `env` values; it stays (mode 0600, in the work directory) when that fails."""
+        from hpcbridge.errors import HpcBridgeError, PathNotFound
+
+        if self._env_path is None:
+            return
+        path, self._env_path = self._env_path, None
+        try:
+            await client.rm(system, path)
+        except PathNotFound:
+            return
+        except HpcBridgeError as error:
+            logger.warning("the environment file of job %s stays on the system: %s", self.id, error)
+
+    async def cancel(self, verify: bool = True) -> JobInfo:
+        """End the job; with `verify` wait until the scheduler says that it has ended.
+
+        Cancelling a job that has ended already is no error: its end is returned. Raises JobNotFound, PermissionDenied.
+        """
+        from hpcbridge.errors import HpcBridgeError
+
+        async with self.system._use() as (entry, system):
+            watcher = entry.watcher(system)
+            try:
+                await entry.client.cancel(system, self.id)
+            except HpcBridgeError as refusal:
+                # The server answers 500 for finished, unknown and foreign jobs alike: look which it is.
+                info = await watcher.info(self.id, name=self.name)
+                if not info.is_terminal:
+                    raise refusal from None
+                return info
+            if verify:
+                return await watcher.wait(self.id, name=self.name)
+            return await watcher.info(self.id, name=self.name)
+
+    async def output_path(self, stream: Stream = "stdout") -> str:
+        """The absolute path of the file that holds standard output ("stdout") or standard error ("stderr")."""
+        async with self.system._use() as (entry, system):
+            return await output_path(entry.client, system, self.id, stream, spec=self.spec, name=self.name)
+
+    async def logs(self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of a stream from `offset` on, each once; with `follow` until the job has ended and all is read.
+
+        Of a whole array the tasks' streams come one after the other; to follow, name a task (`120_1`). Raises
+        InvalidRequest for a whole array with `follow`.
+        """
+        from hpcbridge.errors import InvalidRequest
+        from hpcbridge.jobs.logs import follow as follow_file
+
+        async with self.system._use() as (entry, system):
+            info = await entry.watcher(system).info(self.id, name=self.name)
+            if info.tasks and follow:
+                raise InvalidRequest(
+                    "an array has one log per task",
+                    job_id=self.id,
+                    hint=f"Name one: {', '.join(task.job_id for task in info.tasks[:3])} …",
+                )
+            for part in [Job(self.system, task.job_id, self.name, spec=self.spec) for task in info.tasks] or [self]:
+                path = await part.output_path(stream)
+                ended = asyncio.ensure_future(entry.watcher(system).wait(self.id, name=self.name)) if follow else None
+                try:
+                    async for chunk in follow_file(entry.client, system, path, until=ended, offset=offset):
+                        yield chunk
+                finally:
+                    if ended is not None:
+                        ended.cancel()
+
+    async def post_mortem(self) -> JobFailed | None:
+        """The error that tells how a failed job ended, with the last lines it wrote; None when it ended well."""
+        from hpcbridge.jobs.logs import post_mortem
+
+        async with self.system._use() as (entry, system):
+            return await post_mortem(entry.client, system, await entry.watcher(system).info(self.id, name=self.name))

@@ -113,7 +113,7 @@ def _root(
     debug: Annotated[
         bool, typer.Option("--debug", help="Log every request to stderr and show tracebacks (never secrets).")
     ] = False,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 (its callback acts)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
@@ -126,9 +126,7 @@ def _root(
 def _log_to_stderr() -> None:
     import logging
 
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("hpcbridge").setLevel(logging.DEBUG)
 
 

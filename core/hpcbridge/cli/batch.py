@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +26,7 @@ from hpcbridge.cli.exits import ExitCode, for_job
 from hpcbridge.cli.remote import is_remote, parse_remote
 
 if TYPE_CHECKING:
-    from hpcbridge.hpc import Job, System
-    from hpcbridge.jobs.spec import JobSpec
+    from hpcbridge.hpc import Job
     from hpcbridge.jobs.state import JobInfo
 
 STATUS_FIELDS = (
@@ -73,12 +74,20 @@ def submit(
     partition: Annotated[str | None, typer.Option(help="Partition (queue).")] = None,
     reservation: Annotated[str | None, typer.Option(help="Reservation.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Node features asked for.")] = None,
-    time: Annotated[str | None, typer.Option(metavar="TIME", help="Time limit, as sbatch takes it: 30, 1:30:00.")] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time limit, as sbatch takes it: 30, 1:30:00.")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Number of nodes.")] = None,
     ntasks: Annotated[int | None, typer.Option(min=1, help="Number of tasks.")] = None,
-    array: Annotated[str | None, typer.Option(metavar="RANGE", help="Job array, as sbatch takes it: 0-9, 1,3,5.")] = None,
+    array: Annotated[
+        str | None, typer.Option(metavar="RANGE", help="Job array, as sbatch takes it: 0-9, 1,3,5.")
+    ] = None,
     stdout: Annotated[str | None, typer.Option("--output", metavar="FILE", help="File for standard output.")] = None,
     stderr: Annotated[str | None, typer.Option("--error", metavar="FILE", help="File for standard error.")] = None,
+    directive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTION", help="Any other sbatch option: --directive=--gpus=1. Repeatable."),
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[=VALUE]", help="Environment variable; without a value, this shell's. Repeatable."),
@@ -114,10 +123,11 @@ def submit(
         "array": array,
         "output": stdout,
         "error": stderr,
+        "directives": tuple(directive or ()),
         "env": _environment(env or []),
     }
     where, source = _read_script(script)
-    chosen = {k: v for k, v in {**options, **source}.items() if v not in (None, {})}
+    chosen = {k: v for k, v in {**options, **source}.items() if v not in (None, {}, ())}
     raise typer.Exit(run(_submit(state, where, chosen, key, wait=wait, queue_timeout=queue_timeout, as_json=json)))
 
 
@@ -160,9 +170,11 @@ async def _submit(
     queue_timeout: float | None,
     as_json: bool,
 ) -> int:
+    from hpcbridge.jobs.spec import JobSpec
+
     async with connect(state) as hpc:
         system = choose_system(hpc, state, where)
-        spec = await _spec(system, options)
+        spec = JobSpec(**options)
         again = "Repeat the same command to find out" if key else "`hpcbridge status` lists your jobs"
         state.interrupt_note = f"The job may or may not have been submitted. {again}."
         job = await system.submit(spec, key=key)
@@ -173,15 +185,10 @@ async def _submit(
         output.note(f"{'Found' if job.adopted else 'Submitted'} job {job.id} on {system.name}.")
         with output.job_progress() as show:
             info = await _wait(job, show, queue_timeout)
+        if info is None:
+            output.note(f"Job {job.id} had not started after {queue_timeout:g} s and was cancelled.")
+            return ExitCode.TRY_AGAIN
         return await _print_end(job, info, as_json=as_json)
-
-
-async def _spec(system: System, options: dict[str, Any]) -> JobSpec:
-    from hpcbridge.jobs.spec import JobSpec
-
-    if "workdir" not in options:
-        options["workdir"] = await system.home()
-    return JobSpec.checked(**options)
 
 
 def _goes_on(job: Job) -> str:
@@ -191,17 +198,42 @@ def _goes_on(job: Job) -> str:
     )
 
 
-async def _wait(job: Job, show: Any, queue_timeout: float | None) -> JobInfo:
-    """Wait for the end; a job that has not started in time is cancelled and QueueTimeout is raised."""
-    if queue_timeout is None:
-        return await job.wait(on_change=show)
-    return await job.wait(on_change=show, queue_timeout=queue_timeout)
+async def _wait(job: Job, show: Callable[[JobInfo], None] | None, queue_timeout: float | None) -> JobInfo | None:
+    """Wait for the end; None when the job was cancelled because it had not started in time."""
+    started = asyncio.Event()
+
+    def changed(info: JobInfo) -> None:
+        if not info.state.is_queued:
+            started.set()
+        if show is not None:
+            show(info)
+
+    waiting = asyncio.create_task(job.wait(on_change=changed))
+    starting = asyncio.create_task(started.wait())
+    try:
+        await asyncio.wait({waiting, starting}, timeout=queue_timeout, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done() or started.is_set():
+            return await waiting
+        from hpcbridge.jobs.state import JobState
+
+        info = await job.cancel()
+        # It may have ended by itself in the meantime.
+        return None if info.state is JobState.CANCELLED else info
+    finally:
+        waiting.cancel()
+        starting.cancel()
 
 
 def _print_submitted(job: Job, *, as_json: bool) -> None:
     if as_json:
         output.print_json(
-            {"job_id": job.id, "name": job.name, "system": job.system.name, "adopted": job.adopted, "workdir": job.workdir}
+            {
+                "job_id": job.id,
+                "name": job.name,
+                "system": job.system.name,
+                "workdir": job.spec.workdir if job.spec else None,
+                "adopted": job.adopted,
+            }
         )
     elif output.stdout_is_terminal():
         verb = "Found" if job.adopted else "Submitted"
@@ -214,7 +246,7 @@ async def _print_end(job: Job, info: JobInfo, *, as_json: bool) -> int:
     if as_json:
         output.print_json(_fields(info))
     if not info.ok:
-        output.note(await job.post_mortem(info))
+        output.note(str(await job.post_mortem()))
     elif not as_json:
         output.note(f"{output.describe(info)}.")
     return for_job(info)

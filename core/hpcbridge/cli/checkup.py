@@ -93,7 +93,9 @@ class Checkup:
             raise Stop from None
         site = hpc.site
         self._add(
-            Finding("configuration", True, f"{site.url}, client {site.client_id or 'none'}, token from {site.token_url}")
+            Finding(
+                "configuration", True, f"{site.url}, client {site.client_id or 'none'}, token from {site.token_url}"
+            )
         )
         return hpc
 
@@ -158,5 +160,3 @@ async def _scratch_file(system: System, home: str) -> AsyncIterator[tuple[str, b
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
-
-

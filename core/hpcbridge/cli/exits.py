@@ -81,7 +81,7 @@ def for_job(info: JobInfo) -> int:
     if state in _STATES:
         return int(_STATES[state])
     if info.exit_code:
-        return info.exit_code if 0 < info.exit_code < 256 else ExitCode.FAILURE  # noqa: PLR2004
+        return info.exit_code if 0 < info.exit_code < 256 else ExitCode.FAILURE
     if info.signal:
         return 128 + info.signal
     return ExitCode.FAILURE

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 RouteOption = Annotated[
     str | None, typer.Option("--route", metavar="direct|chunked|s3", help="How to move it; default: what is quickest.")
 ]
-AccountOption = Annotated[str | None, typer.Option("--account", help="Account for transfer jobs, where one is required.")]
+AccountOption = Annotated[
+    str | None, typer.Option("--account", help="Account for transfer jobs, where one is required.")
+]
 VerifyOption = Annotated[
     str, typer.Option("--verify", metavar="auto|size|sha256|none", help="What to compare when it has arrived.")
 ]
@@ -48,7 +50,9 @@ def add_to(app: typer.Typer) -> None:
 def put(
     ctx: typer.Context,
     local: Annotated[str, typer.Argument(metavar="LOCAL", help="A file on this machine.")],
-    remote: Annotated[str, typer.Argument(metavar="REMOTE", help="/abs/path or system:/abs/path; a directory is fine.")],
+    remote: Annotated[
+        str, typer.Argument(metavar="REMOTE", help="/abs/path or system:/abs/path; a directory is fine.")
+    ],
     route: RouteOption = None,
     verify: VerifyOption = "auto",
     atomic: Annotated[
@@ -179,7 +183,8 @@ async def _get(
 def ls(
     ctx: typer.Context,
     remote: Annotated[
-        str | None, typer.Argument(metavar="[REMOTE]", help="/abs/path or system:/abs/path; default: your own directory.")
+        str | None,
+        typer.Argument(metavar="[REMOTE]", help="/abs/path or system:/abs/path; default: your own directory."),
     ] = None,
     hidden: Annotated[bool, typer.Option("--all", "-a", help="Names that start with a dot, too.")] = False,
     json: JsonOption = False,

@@ -64,9 +64,7 @@ def summary(info: SystemInfo) -> dict[str, Any]:
     }
 
 
-def doctor(
-    ctx: typer.Context, json: JsonOption = False, site: SiteOption = None, system: SystemOption = None
-) -> None:
+def doctor(ctx: typer.Context, json: JsonOption = False, site: SiteOption = None, system: SystemOption = None) -> None:
     """Check configuration, login, server, system and file system, and say what to do next."""
     from hpcbridge.cli.checkup import Checkup
 
