@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
-from swift.common.concurrency import sleep  # type: ignore[import-untyped]
+from swift.common.concurrency import sleep
 
 RULES = frozenset(
     {"part_failure", "part_corruption", "part_delay", "part_drop", "completion_status", "completion_lost"}

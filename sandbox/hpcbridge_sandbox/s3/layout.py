@@ -209,7 +209,7 @@ def _private(path: Path, text: str) -> None:
 
 def _write_ring(etc: Path, kind: str, port: int) -> None:
     # Imported here: Swift takes a quarter of a second to import, which the sandbox's start need not wait for.
-    from swift.common.ring import RingBuilder  # type: ignore[import-untyped]
+    from swift.common.ring import RingBuilder
 
     builder = RingBuilder(2, 1, 0)
     builder.add_dev(

@@ -32,15 +32,25 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _serve(etc: Path, kind: str, descriptor: int) -> None:
-    from swift.common import wsgi  # type: ignore[import-untyped]
-    from swift.common.concurrency import socket as green_socket  # type: ignore[import-untyped]
-    from swift.common.utils import get_logger  # type: ignore[import-untyped]
+def _serve(app: Any, descriptor: int) -> None:
+    # swift.common.wsgi.run_server's own settings. It cannot be used: it replaces the hub, so serves one socket only.
+    from swift.common.concurrency import socket as green_socket
+    from swift.common.concurrency import wsgi
+    from swift.common.constraints import MAX_REQUEST_LINE
+    from swift.common.http_protocol import SwiftHttpProtocol
+    from swift.common.utils import NullLogger
+    from swift.common.wsgi import RestrictedGreenPool
 
-    conf = wsgi.appconfig(str(etc / f"{kind}-server.conf"), name=f"{kind}-server")
-    listener = green_socket.socket(fileno=descriptor)
-    logger = get_logger(conf, f"{kind}-server", log_route="wsgi")
-    wsgi.run_server(conf, logger, listener, global_conf={"log_name": f"{kind}-server"})
+    wsgi.server(
+        green_socket.socket(fileno=descriptor),
+        app,
+        NullLogger(),
+        custom_pool=RestrictedGreenPool(size=1024),
+        protocol=SwiftHttpProtocol,
+        socket_timeout=120.0,
+        capitalize_response_headers=False,  # S3 clients look for "ETag", not "Etag"
+        url_length_limit=MAX_REQUEST_LINE,
+    )
 
 
 def main(arguments: list[str]) -> None:
@@ -50,14 +60,16 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", module="eventlet")
 
     from swift.common import utils
-    from swift.common.concurrency import greenthread_spawn
+    from swift.common.concurrency import greenthread_spawn, hubs
+    from swift.common.wsgi import loadapp
 
+    hubs.use_hub(utils.get_hub())
     utils.monkey_patch()
     utils.set_swift_dir(etc)
     utils.validate_configuration()
     utils.disable_fallocate()
     # A killed sandbox may lose its last object; waiting for the disk would only slow every test down.
-    from swift.obj import diskfile  # type: ignore[import-untyped]
+    from swift.obj import diskfile
 
     diskfile.fsync = lambda _fd: None
     diskfile.fsync_dir = lambda _path: None
@@ -65,7 +77,8 @@ def main(arguments: list[str]) -> None:
     for pair in servers:
         kind, _, descriptor = pair.partition("=")
         os.set_inheritable(int(descriptor), False)
-        threads.append(greenthread_spawn(_serve, Path(etc), kind, int(descriptor)))
+        app = loadapp(str(Path(etc) / f"{kind}-server.conf"), global_conf={"log_name": f"{kind}-server"})
+        threads.append(greenthread_spawn(_serve, app, int(descriptor)))
     for thread in threads:
         thread.wait()
 

@@ -32,7 +32,7 @@ class ObjectStore:
     """An S3 server on loopback with one owner, whose presigned URLs are all that users see of it."""
 
     def __init__(self, state: Path, log: Path | None = None) -> None:
-        """Store with its files under *state*; *log* takes its messages (default: a file beside them). Nothing starts."""
+        """Store with its files under *state*; *log* takes its messages (default: a file beside them)."""
         self._state = state
         self._log = log or state / "s3.log"
         self._lock = asyncio.Lock()
@@ -145,7 +145,7 @@ class ObjectStore:
         return url
 
     def set_faults(self, rules: Mapping[str, float]) -> None:
-        """Inject *rules* from now on (``hpcbridge_sandbox.s3.faults``); an empty mapping ends them. No request needed."""
+        """Inject *rules* from now on (``hpcbridge_sandbox.s3.faults``); an empty mapping ends them."""
         self._rules = dict(rules)
         if self._layout is None:
             return
