@@ -323,6 +323,7 @@ class Job:
         *,
         adopted: bool = False,
         spec: JobSpec | None = None,
+        env_path: str | None = None,
     ) -> None:
         """Prefer `System.submit()` or `System.job()`."""
         self.system = system
