@@ -45,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("put")(put)
     app.command("get")(get)
     app.command("ls")(ls)
+    app.command("home")(home)
 
 
 def put(
@@ -230,3 +231,13 @@ def _entry(entry: FileEntry) -> dict[str, object]:
         "modified": entry.modified,
         "link_target": entry.link_target,
     }
+
+
+def home(ctx: typer.Context, site: SiteOption = None, system: SystemOption = None) -> None:
+    """Print the path of your own directory on the cluster."""
+    print(run(_home(state_of(ctx, site, system))))  # noqa: T201
+
+
+async def _home(state: State) -> str:
+    async with connect(state) as hpc:
+        return await choose_system(hpc, state).home()
