@@ -57,11 +57,8 @@ async def _remembered(client: FirecrestClient, system: str, job_id: str, stream:
         known = await client.metadata(system, job_id)
     except NotFound:
         return None
-    for each in known:
-        path = each.standard_error if stream == "stderr" else each.standard_output
-        if path is not None and path.startswith("/"):
-            return path
-    return None
+    path = known.standard_error if stream == "stderr" else known.standard_output
+    return path if path is not None and path.startswith("/") else None
 
 
 async def _workdir(client: FirecrestClient, system: str, job_id: str) -> str:

@@ -76,6 +76,11 @@ class Entry:
         if self._holders == 0 and not self.loop.is_closed():
             self._idle = self.loop.call_later(LINGER, self._expire)
 
+    async def rest(self) -> None:
+        """Close the connections when nobody holds the entry; token, limiter and watchers stay for the next one."""
+        if self._holders == 0:
+            await self.session.aclose()
+
     def _expire(self) -> None:
         _entries.pop(self.key, None)
         self._closing = self.loop.create_task(self._life.aclose())

@@ -63,21 +63,22 @@ class Hpc:
         """Prefer `connect()`."""
         self.site = site
         self.credential = credential
-        self._held: list[AbstractContextManager[_registry.Entry]] = []
+        self._held: list[tuple[_registry.Entry, AbstractContextManager[_registry.Entry]]] = []
 
     def __repr__(self) -> str:
         return f"Hpc({self.site.name})"
 
     async def __aenter__(self) -> Self:
         lease = self._lease()
-        lease.__enter__()
-        self._held.append(lease)
+        self._held.append((lease.__enter__(), lease))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.pop().__exit__(None, None, None)
+        entry, lease = self._held.pop()
+        lease.__exit__(None, None, None)
+        await entry.rest()
 
     def _lease(self) -> AbstractContextManager[_registry.Entry]:
         return _registry.lease(self.site, self.credential)
@@ -267,10 +268,12 @@ class System:
             return await entry.client.download(name, path)
 
     async def user(self) -> str:
-        """The user's name on the system; asked for once."""
+        """The user's name on the system."""
         async with self._use() as (entry, name):
             if name not in entry.users:
-                entry.users[name] = (await entry.client.userinfo(name)).name
+                # Every answer names the user in a header; asking costs the login node three commands.
+                await entry.client.system(name)
+                entry.users[name] = entry.client.username or (await entry.client.userinfo(name)).name
             return entry.users[name]
 
     async def home(self) -> str:
