@@ -81,15 +81,20 @@ class Entry:
         if self._holders == 0:
             await self.session.aclose()
 
+    def forget(self) -> None:
+        """Be found no more."""
+        if _entries.get(self.key) is self:
+            del _entries[self.key]
+
     def _expire(self) -> None:
-        _entries.pop(self.key, None)
+        self.forget()
         self._closing = self.loop.create_task(self._life.aclose())
 
     async def _close_with_loop(self) -> AsyncGenerator[None]:
         try:
             yield
         finally:
-            _entries.pop(self.key, None)
+            self.forget()
             if self._idle is not None:
                 self._idle.cancel()
             for watcher in self._watchers.values():
@@ -130,9 +135,9 @@ def lease(site: Site, credential: Credential) -> Iterator[Entry]:
 
 
 def _drop_closed_loops() -> None:
-    for key, entry in list(_entries.items()):
+    for entry in list(_entries.values()):
         if entry.loop.is_closed():
-            _entries.pop(key, None)
+            entry.forget()
 
 
 def _after_fork_in_child() -> None:

@@ -1,0 +1,68 @@
+"""Importing hpcbridge costs next to nothing, and what it exports is there."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hpcbridge
+import pytest
+
+ROUNDS = 7
+
+
+def _milliseconds(statement: str) -> float:
+    """Seconds that a fresh interpreter spends in `statement`, median of `ROUNDS`, in ms."""
+    code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+    times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(ROUNDS)]
+    return statistics.median(times) * 1000
+
+
+def test_import_costs_at_most_60_ms_more_than_httpx() -> None:
+    assert _milliseconds("import hpcbridge") <= _milliseconds("import httpx") + 60
+
+
+def test_importing_the_facade_costs_at_most_60_ms_more_than_httpx() -> None:
+    """Not only the empty package: what one uses first is light, too."""
+    assert _milliseconds("import hpcbridge; hpcbridge.connect; hpcbridge.errors") <= _milliseconds("import httpx") + 60
+
+
+def test_import_loads_nothing_heavy() -> None:
+    heavy = {"httpx", "pydantic", "authlib", "firecrest", "rich", "typer", "tenacity", "anyio", "asyncio"}
+    code = f"import sys, hpcbridge; print(*({heavy!r} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
+
+
+@pytest.mark.parametrize("name", hpcbridge.__all__)
+def test_every_exported_name_is_there(name: str) -> None:
+    assert getattr(hpcbridge, name) is not None
+    assert name in dir(hpcbridge)
+
+
+def test_star_import_and_unknown_names() -> None:
+    assert subprocess.run([sys.executable, "-c", "from hpcbridge import *; connect, JobSpec"], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'nothing_like_it'"):
+        hpcbridge.nothing_like_it  # noqa: B018
+
+
+def test_help_comes_within_half_a_second() -> None:
+    command = [str(Path(sys.executable).parent / "hpcbridge"), "--help"]
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        times.append(time.perf_counter() - start)
+    assert "submit" in shown
+    assert statistics.median(times) < 0.5
+
+
+def test_help_shows_the_sandbox_without_importing_it() -> None:
+    code = "import sys\nfrom hpcbridge.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert " sandbox " in done.stdout
+    loaded = set(done.stderr.split())
+    assert not {name for name in loaded if name.startswith("hpcbridge_sandbox")}
+    assert not loaded & {"httpx", "pydantic", "fastapi", "authlib"}
