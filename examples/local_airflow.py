@@ -147,7 +147,7 @@ class LocalAirflow:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call, no lock is taken
+                preexec_fn=_die_with_parent,  # one prctl call: no lock is taken
             )
         self.processes[name] = process
         return process
@@ -273,7 +273,9 @@ class LocalAirflow:
         lines: list[str] = []
         token = None
         while True:
-            answer = self.call("GET", path, map_index=map_index, full_content=True, **({"token": token} if token else {}))
+            answer = self.call(
+                "GET", path, map_index=map_index, full_content=True, **({"token": token} if token else {})
+            )
             content = answer["content"]
             lines += [line if isinstance(line, str) else str(line.get("event", "")) for line in content]
             token = answer.get("continuation_token")

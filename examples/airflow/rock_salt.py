@@ -49,6 +49,7 @@ with DAG(
         task_id="relax",
         script="rock_salt.sbatch",
         workdir=REMOTE,
+        deferrable=True,
         execution_timeout=timedelta(minutes=30),
     )
     download_result = FirecRESTDownloadOperator(
@@ -59,7 +60,7 @@ with DAG(
 
     @task
     def check_result(result_file: str, potential_file: str) -> dict[str, float]:
-        """Compare with a value found in another way: Benson's series for the Madelung constant, Newton for the minimum."""
+        """Compare with a value found in another way: Benson's series for the Madelung constant, Newton's method."""
         result = {name: float(value) for name, value in _table(result_file)}
         p = {name: float(value) for name, value in _table(potential_file)}
 

@@ -52,6 +52,7 @@ _CONNECTION_FIELDS = {
     "account": _text("Account", "The project that jobs and server-side transfers are charged to, where required."),
     "ca_file": _text("CA file", "A file of certificate authorities to trust instead of the usual ones (PEM)."),
     "proxy": _text("Proxy", "The HTTP proxy to go through, as a URL."),
+    "job_url": _text("Job page", "A web page about one job, with {system} and {job_id} in its address, for the link."),
     "polling_rate": {
         "label": "Polling rate",
         "description": "The most requests per second that one process may spend on watching jobs.",
