@@ -1,1 +1,1 @@
-"""The cluster's scheduler: a queue of our own (``local``) or a real Slurm (``slurm``), behind one protocol (``base``)."""
+"""The cluster's scheduler: our own queue (``local``) or a real Slurm (``slurm``), behind one protocol (``base``)."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from ..errors import ApiError
+from hpcbridge_sandbox.errors import ApiError
 
 if TYPE_CHECKING:
-    from ..cluster import User
+    from hpcbridge_sandbox.cluster import User
 
 DEFAULT_ENV = {"F7T_version": "v2.0.0"}
 """What the server exports when a submit names no ``env``."""
@@ -33,6 +34,16 @@ SCHEDULER_ERROR = "Error executing Slurm command."
 """The message that wraps every failed command of a listing, a by-id read or an account look-up."""
 
 
+class JobsTimeWindow(StrEnum):
+    """``time_window``: how far a listing looks back for ended jobs."""
+
+    LAST_HOUR = "1h"
+    LAST_8_HOURS = "8h"
+    LAST_24_HOURS = "24h"
+    LAST_3_DAYS = "3d"
+    LAST_7_DAYS = "7d"
+
+
 class JobSubmission(BaseModel):
     """The ``job`` of a submit's body (``JobDescriptionModel``)."""
 
@@ -45,17 +56,19 @@ class JobSubmission(BaseModel):
     working_directory: str = Field(
         validation_alias=AliasChoices("workingDirectory", "working_directory"), description="Job working directory"
     )
-    standard_input: str | None = Field(None, validation_alias=AliasChoices("standardInput", "standard_input"))
-    standard_output: str | None = Field(None, validation_alias=AliasChoices("standardOutput", "standard_output"))
-    standard_error: str | None = Field(None, validation_alias=AliasChoices("standardError", "standard_error"))
+    standard_input: str | None = Field(default=None, validation_alias=AliasChoices("standardInput", "standard_input"))
+    standard_output: str | None = Field(
+        default=None, validation_alias=AliasChoices("standardOutput", "standard_output")
+    )
+    standard_error: str | None = Field(default=None, validation_alias=AliasChoices("standardError", "standard_error"))
     env: dict[str, str] | list[str] = Field(default_factory=lambda: dict(DEFAULT_ENV))
     constraints: str | None = None
     script: str = ""
-    script_path: str = Field("", validation_alias=AliasChoices("scriptPath", "script_path"))
+    script_path: str = Field(default="", validation_alias=AliasChoices("scriptPath", "script_path"))
 
 
 class Scheduler(Protocol):
-    """A scheduler as the routers see it. Every method raises `ApiError` with the status and words of the real server."""
+    """A scheduler as the routers see it. Its methods raise `ApiError` in the real server's words."""
 
     kind: str
     version: str
@@ -120,7 +133,7 @@ def command_error(exit_status: int, stderr: str) -> str:
 
 
 def refused(exit_status: int, stderr: str) -> ApiError:
-    """Return the error of a submit, cancel or attach whose command failed: 500, or 403 when a limit of the account is met."""
+    """Return the error of a submit, cancel or attach whose command failed: 500, or 403 over an account's limit."""
     if "violates accounting/QOS policy" in stderr:
         words = f"Job submission rejected: accounting/QOS policy limit exceeded. {stderr.strip()}"
         return ApiError(403, words)
