@@ -1,4 +1,4 @@
-"""Reads and checks the TOML file of sites. Apart from `sites`, so that who configures by environment does not import pydantic."""
+"""Reads and checks the TOML file of sites. Apart from `sites`: who uses the environment does not import pydantic."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def read_site_file(path: Path) -> SiteFile:
     """Parse `path`.
 
     Raises:
-        ConfigurationError: unreadable, not TOML, an unknown key, a wrong value; the message names file and key, never the value.
+        ConfigurationError: unreadable, not TOML, an unknown key, a wrong value; the message names file and key, never
+            the value.
     """
     try:
         with path.open("rb") as file:

@@ -37,8 +37,9 @@
      │   └─ IntegrityError        size or SHA-256 differ
      └─ BlockingInsideLoop        hpcbridge.blocking called where an event loop is running
 
-Every error knows the site, system, path or job it is about, the id of the request in the server's logs, and a hint: what to do next.
-This module imports nothing but the standard library, so that hosts can map errors without paying for an HTTP client.
+Every error knows the site, system, path or job it is about, the id of the request in the server's logs, and a hint:
+what to do next. This module imports nothing but the standard library, so that hosts can map errors without paying for
+an HTTP client.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ class HpcBridgeError(Exception):
         request_id: the `X-Request-ID` under which the server logged the request.
         status: HTTP status of the answer, where there was one.
         hint: what the reader can do next, a sentence.
+
+    `repeated` is set where the error answers a repeat of a request whose first outcome is unknown: "not found" after
+    such a removal, or "exists" after such a mkdir, is what success looks like.
     """
 
     _hint: str | None = None
@@ -83,6 +87,7 @@ class HpcBridgeError(Exception):
         self.request_id = request_id
         self.status = status
         self.hint = hint if hint is not None else self._hint
+        self.repeated = False
 
     def __str__(self) -> str:
         facts = [
@@ -204,7 +209,7 @@ class Unavailable(HpcBridgeError):
 
 
 class NotSent(Unavailable):
-    """Nothing was sent: DNS, connect or TLS failed, the circuit is open, or no token could be had. Always safe to repeat."""
+    """Nothing was sent (DNS, connect, TLS, circuit open, no token to be had): always safe to repeat."""
 
 
 class RateLimited(Unavailable):
@@ -212,7 +217,7 @@ class RateLimited(Unavailable):
 
 
 class AmbiguousOutcome(HpcBridgeError):
-    """The request may have been carried out: its answer was lost or does not tell. Never repeat it without looking first."""
+    """The request may have been carried out: its answer was lost or does not tell. Look before repeating it."""
 
     _hint = "It may have been carried out: look before repeating it"
 

@@ -1,11 +1,13 @@
 """Where a deployment is and who we are there: `Site` and `load_site`.
 
-One order: arguments, then the environment (`FIRECREST_URL`, `AUTH_TOKEN_URL`, `FIRECREST_CLIENT_ID`, `FIRECREST_CLIENT_SECRET`,
-`FIRECREST_SYSTEM`: pyfirecrest's names), then a TOML file with several sites (`$HPCBRIDGE_CONFIG`, else `hpcbridge/sites.toml` in the XDG
-configuration directory). The environment describes one deployment: where its FIRECREST_URL is another one's than the named site's, none of
-its values apply, so that no secret ever goes to a deployment it was not made for.
+One order: arguments, then the environment (`FIRECREST_URL`, `AUTH_TOKEN_URL`, `FIRECREST_CLIENT_ID`,
+`FIRECREST_CLIENT_SECRET`, `FIRECREST_SYSTEM`: pyfirecrest's names), then a TOML file with several sites
+(`$HPCBRIDGE_CONFIG`, else `hpcbridge/sites.toml` in the XDG configuration directory). The environment describes one
+deployment: where its FIRECREST_URL is another one's than the named site's, none of its values apply, so that no
+secret ever goes to a deployment it was not made for.
 
-Secrets stand in the file by reference only. Limits, file systems and scheduler kind are not configured: they come from `/status/systems`.
+Secrets stand in the file by reference only. Limits, file systems and scheduler kind are not configured: they come
+from `/status/systems`.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ DEFAULT_MAX_IN_FLIGHT = 32
 class CredentialSettings:
     """How to come to a token. Secrets are references (file, environment variable, command) or wrapped.
 
-    `grant` is one of `GRANTS`, or None to choose by what is given. `issuer` is the OpenID issuer, for its discovery document; without it the
-    issuer is derived from the token URL. Commands are argument lists; their standard output is the value.
+    `grant` is one of `GRANTS`, or None to choose by what is given. `issuer` is the OpenID issuer, for its discovery
+    document; without it the issuer is derived from the token URL. Commands are argument lists; their standard output
+    is the value.
     """
 
     grant: str | None = None
@@ -67,8 +70,8 @@ class CredentialSettings:
 class Site:
     """A FirecREST deployment. `url` is its identity (no trailing slash, may have a path prefix); `name` is a label.
 
-    `accounts` maps a system to the account jobs are charged to by default. `ca_file`, `client_cert` and `client_key` are PEM files;
-    `polling_rate` is in requests per second and process.
+    `accounts` maps a system to the account jobs are charged to by default. `ca_file`, `client_cert` and `client_key`
+    are PEM files; `polling_rate` is in requests per second and process.
     """
 
     url: str
@@ -108,9 +111,10 @@ def load_site(name: str | None = None, **overrides: Any) -> tuple[Site, Credenti
     """Resolve a site and its credential; reads files and environment, sends nothing.
 
     Args:
-        name: a site of the TOML file. None: `$HPCBRIDGE_SITE`, else the site the environment describes, else the file's `default`, else its
-            only site.
-        **overrides: any setting of `Site` or `CredentialSettings`, by name; None counts as not given. `client_secret` may be a plain string.
+        name: a site of the TOML file. None: `$HPCBRIDGE_SITE`, else the site the environment describes, else the
+            file's `default`, else its only site.
+        **overrides: any setting of `Site` or `CredentialSettings`, by name; None counts as not given. `client_secret`
+            may be a plain string.
 
     Raises:
         ConfigurationError: names the file and the key, or the variable.
@@ -213,7 +217,9 @@ def _checked_url(url: str, key: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError(f"{key} is not an http(s) URL", hint="It reads like https://host/prefix")
     if parts.username or parts.password:
-        raise ConfigurationError(f"{key} must not contain a user name or a password", hint="Use the client id and secret")
+        raise ConfigurationError(
+            f"{key} must not contain a user name or a password", hint="Use the client id and secret"
+        )
     if parts.query or parts.fragment:
         raise ConfigurationError(f"{key} must not have a query or a fragment")
     return url.rstrip("/")

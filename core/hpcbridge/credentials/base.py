@@ -11,7 +11,7 @@ class Credential(Protocol):
 
     @property
     def identity(self) -> str:
-        """Stable and not secret: two credentials with one identity are interchangeable (registry keys, state file names)."""
+        """Stable and not secret: two credentials with one identity are interchangeable."""
 
     async def access_token(self) -> str:
         """A token that the server will still accept: cached, fetched once whatever the number of callers.

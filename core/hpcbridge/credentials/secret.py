@@ -1,4 +1,4 @@
-"""A string that does not show itself: not in a repr, a log, a traceback with local variables, a JSON dump or a pickle."""
+"""A string that does not show itself: not in a repr, a log, a traceback with local variables or a pickle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SHORTEST = 8
 class Secret:
     """Wraps a token, a password or a presigned URL; `reveal()` is the only way to the value.
 
-    `searchable=False` keeps the value out of the log filter's search: for presigned URLs, which come by the thousand and whose signatures
-    the filter knows by their form.
+    `searchable=False` keeps the value out of the log filter's search: for presigned URLs, which come by the thousand
+    and whose signatures the filter knows by their form.
 
-    pydantic's SecretStr does the same, but importing pydantic costs more than all of this package, and live secrets are also known to
-    `redact_values`, which the log filter uses.
+    pydantic's SecretStr does the same, but importing pydantic costs more than all of this package, and live secrets
+    are also known to `redact_values`, which the log filter uses.
     """
 
     __slots__ = ("__weakref__", "_value")
@@ -50,7 +50,9 @@ class Secret:
         return hash(("hpcbridge.Secret", self._value))
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret is not pickled: pass the reference to it (file, environment variable, command) instead")
+        raise TypeError(
+            "a Secret is not pickled: pass the reference to it (file, environment variable, command) instead"
+        )
 
 
 def redact_values(text: str) -> str:

@@ -1,7 +1,7 @@
 """What the REST interface answers, as frozen records; each is parsed from JSON by `from_json`.
 
-Field names follow this library; the names on the wire are those of FirecREST's OpenAPI document (2.5). Parsers take what they know and keep
-the rest in `raw`, because servers add fields, and nearly everything is nullable.
+Field names follow this library; the names on the wire are those of FirecREST's OpenAPI document (2.5). Parsers take
+what they know and keep the rest in `raw`, because servers add fields, and nearly everything is nullable.
 """
 
 from __future__ import annotations
@@ -188,8 +188,9 @@ def _records(items: Any) -> list[Json]:
 class JobRow:
     """One row of a listing or of a by-id read. Not yet the truth: see `is_placeholder`.
 
-    `state` is the scheduler's own word, raw (`CANCELLED by 2001`). Ids of array rows read `144_0` or `144_[2-4%2]`: `array_job_id` is then
-    the part before the underscore, else None. `submitted` is None on servers up to 2.5, which do not say. Limits and elapsed are seconds.
+    `state` is the scheduler's own word, raw (`CANCELLED by 2001`). Ids of array rows read `144_0` or `144_[2-4%2]`:
+    `array_job_id` is then the part before the underscore, else None. `submitted` is None on servers up to 2.5, which
+    do not say. Limits and elapsed are seconds.
     """
 
     job_id: str

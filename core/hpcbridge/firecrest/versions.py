@@ -1,0 +1,14 @@
+"""FirecREST's version as it announces itself."""
+
+from __future__ import annotations
+
+import re
+
+NEWEST = (9999,)
+
+
+def parse_version(text: str | None) -> tuple[int, ...]:
+    """`2.5.7` to (2, 5, 7). Source builds say `2.x.x`, and nothing has been heard at first: both count as the newest."""
+    if text is None or not (found := re.match(r"v?(\d+(?:\.\d+)*)", text)) or "x" in text:
+        return NEWEST
+    return tuple(int(part) for part in found.group(1).split("."))

@@ -1,0 +1,166 @@
+"""How much we ask at a time: requests in flight (adaptive, per session) and polling (a fixed rate, per process and site).
+
+OpenSSH allows 10 sessions per connection by default, and FirecREST turns more concurrent calls into sporadic 424 and
+500. What a site bears is not announced, so the number in flight is found as TCP finds its window: one more after a
+full round of successes while callers are waiting, half after a sign of overload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterPolicy:
+    """Constants of the adaptation; times in seconds.
+
+    `growth_interval` is the least time between two steps up; after an overload at n in flight, n is not tried again
+    for `memory`.
+    """
+
+    initial: int = 8
+    growth_interval: float = 1.0
+    memory: float = 60.0
+
+
+class Slot:
+    """One request in flight; the holder says how it went."""
+
+    __slots__ = ("limiter", "started")
+
+    def __init__(self, limiter: AdaptiveLimiter) -> None:
+        self.limiter = limiter
+        self.started = time.monotonic()
+
+    def succeeded(self) -> None:
+        """An answer without a sign of overload."""
+        self.limiter.succeeded()
+
+    def overloaded(self, retry_after: float | None = None) -> None:
+        """424, 429, 503: too much at once. `retry_after` (seconds) holds everybody back, within reason."""
+        self.limiter.overloaded(self.started, retry_after)
+
+
+class AdaptiveLimiter:
+    """Additive increase, multiplicative decrease over the requests of one event loop; first come, first served."""
+
+    LONGEST_HOLD = 10.0
+    """Seconds that one 429 may hold back the requests of others."""
+
+    def __init__(self, maximum: int, policy: LimiterPolicy | None = None) -> None:
+        self.policy = policy or LimiterPolicy()
+        self.maximum = maximum
+        self.limit = min(self.policy.initial, maximum)
+        self.in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._successes = 0
+        self._changed = time.monotonic()
+        self._decreased = 0.0
+        self._ceiling, self._ceiling_until = maximum, 0.0
+        self._held_until = 0.0
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[Slot]:
+        """Wait for a place; it is free again when the block ends."""
+        await self._acquire()
+        try:
+            yield Slot(self)
+        finally:
+            self.in_flight -= 1
+            self._wake()
+
+    async def _acquire(self) -> None:
+        if (hold := self._held_until - time.monotonic()) > 0:
+            await asyncio.sleep(hold)
+        if self.in_flight < self.limit and not self._waiting:
+            self.in_flight += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place  # whoever wakes us has counted us in
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.in_flight -= 1
+                self._wake()
+            else:
+                self._waiting.remove(place)
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting and self.in_flight < self.limit:
+            place = self._waiting.popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
+
+    def succeeded(self) -> None:
+        """Count a success; after a round of them, and only if somebody is waiting, allow one more."""
+        self._successes += 1
+        now = time.monotonic()
+        top = self.maximum if now >= self._ceiling_until else self._ceiling
+        if self._successes < self.limit or not self._waiting or self.limit >= top:
+            return
+        if now - self._changed >= self.policy.growth_interval:
+            self._successes, self._changed = 0, now
+            self.limit += 1
+            self._wake()
+
+    def overloaded(self, started: float, retry_after: float | None = None) -> None:
+        """Halve, once per round trip: answers to requests older than the last decrease tell of the old limit."""
+        now = time.monotonic()
+        if retry_after is not None:
+            self._held_until = max(self._held_until, now + min(retry_after, self.LONGEST_HOLD))
+        if started < self._decreased:
+            return
+        level = min(self.limit, max(self.in_flight, 1))
+        self._ceiling, self._ceiling_until = max(1, level - 1), now + self.policy.memory
+        self.limit = max(1, level // 2)
+        self._successes, self._changed, self._decreased = 0, now, now
+
+
+class PollingRate:
+    """Spaces polling requests evenly, over all loops and threads of the process."""
+
+    _shared: ClassVar[dict[tuple[int, str], PollingRate]] = {}
+    _lock = threading.Lock()
+
+    def __init__(self, per_second: float) -> None:
+        self.interval = 1.0 / per_second
+        self._next = 0.0
+
+    @classmethod
+    def shared(cls, pid: int, url: str, per_second: float) -> PollingRate:
+        """The process's one instance for a site; the first caller's rate holds until somebody asks for a lower one."""
+        with cls._lock:
+            rate = cls._shared.setdefault((pid, url), cls(per_second))
+            rate.interval = max(rate.interval, 1.0 / per_second)
+            return rate
+
+    def reserve(self) -> float:
+        """Take the next free moment; returns the seconds until then."""
+        with self._lock:
+            now = time.monotonic()
+            moment = max(now, self._next)
+            self._next = moment + self.interval
+            return moment - now
+
+    async def wait(self) -> None:
+        """Sleep until this caller's moment."""
+        if (delay := self.reserve()) > 0:
+            await asyncio.sleep(delay)
+
+
+def _renew_lock() -> None:
+    PollingRate._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # another thread of the parent may have held it
