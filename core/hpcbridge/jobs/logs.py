@@ -20,14 +20,18 @@ def follow(
     until: asyncio.Event | Awaitable[object] | None = None,
     offset: int = 0,
 ) -> AsyncIterator[bytes]:
-    """The bytes of a remote file from `offset` on, each once, as they come, until `until` and the file's end. None:
-    to its present end."""
+    """The bytes of a remote file from `offset` on, each once, as they come, until `until` and the file's end.
+
+    None: to its present end.
+    """
     raise NotImplementedError
 
 
 async def post_mortem(
     client: FirecrestClient, system: str, info: JobInfo, *, output: str | None = None, lines: int = 20
 ) -> JobFailed | None:
-    """The error for a job that ended badly, with its state, reason and the last lines it wrote; None when it ended
-    well."""
+    """The error for a job that ended badly, with its state, reason and the last lines it wrote.
+
+    None when it ended well.
+    """
     raise NotImplementedError

@@ -67,8 +67,10 @@ class JobState(enum.StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> JobState:
-        """The state behind the scheduler's words: `CANCELLED by 2001`, `CANCELLED+`, slurmrestd's `PENDING
-        REQUEUED`."""
+        """The state behind the scheduler's words.
+
+        `CANCELLED by 2001`, `CANCELLED+`, slurmrestd's `PENDING REQUEUED`.
+        """
         states = [state for word in text.upper().replace(",", " ").split() if (state := _word(word)) is not None]
         if not states:
             return cls.UNKNOWN
@@ -126,7 +128,9 @@ class JobInfo:
         state: Slurm's state; of an array the state of the whole.
         exit_code: exit code of the batch script, 0 to 255; None before the end.
         signal: the signal that ended it, 0 for none; None before the end.
-        reason: the scheduler's reason (`Resources`, `NonZeroExitCode` …), None where it gives none.
+        reason: the scheduler's reason (`Resources`, `NonZeroExitCode` …). An ended job always has one: accounting
+        often says "None",
+            then it is what Slurm's controller says of such an end, and "None" for a good one.
         submitted, started, ended: aware datetimes, None where the scheduler does not say.
         nodes: node list in Slurm's short form (`nid[001-004]`), None before the start.
         tasks: of an array one JobInfo per task seen, sorted by index; else empty.
@@ -171,7 +175,7 @@ class JobInfo:
             # for running ones too.
             exit_code=(row.exit_code or 0) if terminal else None,
             signal=(row.signal or 0) if terminal else None,
-            reason=row.reason,
+            reason=row.reason or (_reason(state, row) if terminal else None),
             submitted=row.submitted or submitted,
             started=row.started,
             ended=row.ended if terminal else None,
@@ -237,7 +241,7 @@ class JobInfo:
             parts.append(f"killed by signal {self.signal}")
         elif self.exit_code:
             parts.append(f"exit code {self.exit_code}")
-        if self.reason and self.reason != str(self.state):
+        if self.reason and self.reason not in ("None", self.raw_state, str(self.state)):
             parts.append(f"reason {self.reason}")
         failed = [task for task in self.tasks if not task.ok]
         if failed:
@@ -253,6 +257,24 @@ _FAILURES: dict[JobState, type[errors.JobFailed]] = {
     JobState.BOOT_FAIL: errors.NodeFailure,
     JobState.CANCELLED: errors.JobCancelled,
 }
+
+
+_REASONS = {
+    JobState.COMPLETED: "None",
+    JobState.TIMEOUT: "TimeLimit",
+    JobState.DEADLINE: "DeadLine",
+    JobState.OUT_OF_MEMORY: "OutOfMemory",
+    JobState.NODE_FAIL: "NodeDown",
+    JobState.BOOT_FAIL: "BootFailed",
+    JobState.PREEMPTED: "Preempted",
+}
+
+
+def _reason(state: JobState, row: JobRow) -> str:
+    """The controller's word for an end of which accounting gives no reason."""
+    if state is JobState.FAILED:
+        return f"RaisedSignal:{row.signal}" if row.signal else "NonZeroExitCode"
+    return _REASONS.get(state) or row.state
 
 
 def _iso(value: datetime | None) -> str | None:
