@@ -260,7 +260,7 @@ def _fields(info: JobInfo) -> dict[str, Any]:
 def status(
     ctx: typer.Context,
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="The job's id; without one, all your jobs of the last day.")
+        str | None, typer.Argument(metavar="JOB", help="The job's id; without one, all your jobs of the last day.")
     ] = None,
     json: JsonOption = False,
     site: SiteOption = None,
@@ -315,7 +315,7 @@ async def _logs(state: State, job_id: str, *, follow: bool, stream: str) -> None
 
 def cancel(
     ctx: typer.Context,
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of the jobs.")],
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB", help="Ids of the jobs.")],
     json: JsonOption = False,
     site: SiteOption = None,
     system: SystemOption = None,

@@ -139,7 +139,7 @@ def _print_result(result: TransferResult, source: str, target: str, *, as_json: 
 def get(
     ctx: typer.Context,
     remote: Annotated[str, typer.Argument(metavar="REMOTE", help="/abs/path or system:/abs/path.")],
-    local: Annotated[Path, typer.Argument(metavar="[LOCAL]", help="A file or directory on this machine.")] = Path(),
+    local: Annotated[Path, typer.Argument(metavar="LOCAL", help="A file or directory on this machine.")] = Path(),
     route: RouteOption = None,
     verify: VerifyOption = "auto",
     resume: Annotated[
@@ -185,7 +185,7 @@ def ls(
     ctx: typer.Context,
     remote: Annotated[
         str | None,
-        typer.Argument(metavar="[REMOTE]", help="/abs/path or system:/abs/path; default: your own directory."),
+        typer.Argument(metavar="REMOTE", help="/abs/path or system:/abs/path; default: your own directory."),
     ] = None,
     hidden: Annotated[bool, typer.Option("--all", "-a", help="Names that start with a dot, too.")] = False,
     json: JsonOption = False,
