@@ -32,7 +32,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _FINISHED = {"success", "failed"}
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Runs in the child before exec: it is told to end when the process that started it is gone."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
@@ -147,7 +147,7 @@ class LocalAirflow:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # one prctl call: no lock is taken
+                preexec_fn=die_with_parent,  # one prctl call: no lock is taken
             )
         self.processes[name] = process
         return process

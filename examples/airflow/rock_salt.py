@@ -39,11 +39,13 @@ with DAG(
         task_id="upload_structure",
         local_path="{{ params.inbox }}/structure.dat",
         remote_path=f"{REMOTE}/structure.dat",
+        deferrable=True,
     )
     upload_potential = FirecRESTUploadOperator(
         task_id="upload_potential",
         local_path="{{ params.inbox }}/potential.dat",
         remote_path=f"{REMOTE}/potential.dat",
+        deferrable=True,
     )
     relax = FirecRESTSubmitOperator(
         task_id="relax",
@@ -56,6 +58,7 @@ with DAG(
         task_id="download_result",
         remote_path=f"{REMOTE}/result.dat",
         local_path="{{ params.inbox }}/result.dat",
+        deferrable=True,
     )
 
     @task

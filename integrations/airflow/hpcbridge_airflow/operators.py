@@ -157,10 +157,10 @@ class FirecRESTSubmitOperator(BaseOperator):
                 launched = launching.result()
                 self._publish(context, launched)
                 if not self.deferrable:
-                    return self._wait_here(portal, hpc, launched, _deadline(self, context))
+                    return self._wait_here(portal, hpc, launched, deadline_of(self, context))
             finally:
                 self._work = None
-        trigger = self._trigger(launched, _deadline(self, context))
+        trigger = self._trigger(launched, deadline_of(self, context))
         raise TaskDeferred(trigger=trigger, method_name="execute_complete", kwargs={"launched": launched.to_json()})
 
     def _wait_here(
@@ -251,7 +251,7 @@ _SPEC_FIELDS = (
 )
 
 
-def _deadline(operator: BaseOperator, context: Context) -> datetime | None:
+def deadline_of(operator: BaseOperator, context: Context) -> datetime | None:
     """`execution_timeout` after the start of this attempt; Airflow's own clock does not count deferred time."""
     if operator.execution_timeout is None:
         return None

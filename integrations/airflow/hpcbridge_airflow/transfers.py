@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, conf
+from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferred
 from anyio.from_thread import start_blocking_portal
 
+from hpcbridge import errors
 from hpcbridge_airflow.hooks import DEFAULT_CONNECTION, FirecRESTHook
-from hpcbridge_airflow.submitting import resolve_path
+from hpcbridge_airflow.moving import Direction, Move, move_file
+from hpcbridge_airflow.operators import deadline_of
+from hpcbridge_airflow.triggers import FirecRESTTransferTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.types import Logger
-
-    from hpcbridge import System
-    from hpcbridge.staging import Progress, TransferResult
 
 
 class _TransferOperator(BaseOperator):
-    """What both directions share. The bytes pass through the worker, which is where the local file is."""
+    """What both directions share."""
 
+    direction: ClassVar[Direction]
     template_fields: Sequence[str] = ("local_path", "remote_path", "firecrest_conn_id", "system", "account")
     ui_color = "#e4f0da"
 
@@ -36,6 +37,7 @@ class _TransferOperator(BaseOperator):
         route: str | None = None,
         verify: str | None = "auto",
         account: str | None = None,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -46,100 +48,86 @@ class _TransferOperator(BaseOperator):
         self.route = route
         self.verify = verify
         self.account = account
+        self.deferrable = deferrable
 
-    def execute(self, context: Context) -> str:  # noqa: ARG002 - Airflow's signature
-        """Move the file; returns the remote path."""
+    def _move(self) -> Move:
+        return Move(
+            direction=self.direction,
+            local=str(self.local_path),
+            remote=self.remote_path,
+            system=self.system,
+            route=self.route,
+            verify=self.verify,
+            account=self.account,
+        )
+
+    def execute(self, context: Context) -> str:
+        """Move the file here, or defer to the triggerer."""
+        if self.deferrable:
+            deadline = deadline_of(self, context)
+            trigger = FirecRESTTransferTrigger(
+                firecrest_conn_id=self.firecrest_conn_id,
+                move=self._move().to_json(),
+                deadline=deadline.isoformat() if deadline else None,
+            )
+            raise TaskDeferred(trigger=trigger, method_name="execute_complete")
         hpc = FirecRESTHook(self.firecrest_conn_id).open()
-
-        async def move() -> str:
-            async with hpc:
-                system = hpc.system(self.system)
-                await system.resolve()
-                remote = await resolve_path(system, self.remote_path)
-                done = await self._move(system, remote, _reporter(self.log))
-                rate = done.bytes / done.seconds / 1e6 if done.seconds else 0.0
-                checked = f", SHA-256 {done.sha256}" if done.sha256 else ""
-                figures = (done.bytes, done.seconds, rate, done.route, checked)
-                self.log.info("%d bytes in %.1f s (%.1f MB/s, %s)%s", *figures)
-                return remote
-
         with start_blocking_portal("asyncio", name="firecrest") as portal:
-            return portal.call(move)
+            return self._result(portal.call(move_file, hpc, self._move(), self.log))
 
-    async def _move(self, system: System, remote: str, progress: Callable[[Progress], None]) -> TransferResult:
-        raise NotImplementedError
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:  # noqa: ARG002 - Airflow's signature
+        """The trigger moved the file, or says why not."""
+        if event["outcome"] == "deadline":
+            limit = self.execution_timeout or timedelta()
+            raise AirflowTaskTimeout(f"The deadline (execution_timeout, {limit}) passed during the transfer")
+        if event["outcome"] == "error":
+            raise getattr(errors, event.get("error") or "", errors.TransferError)(event["message"])
+        return self._result(event["remote"])
+
+    def _result(self, remote: str) -> str:
+        return remote if self.direction is Direction.UP else str(self.local_path)
 
 
 class FirecRESTUploadOperator(_TransferOperator):
-    """Copy one file from the worker to the system, by the quickest route that the system offers, and check it.
+    """Copy one file to the system, by the quickest route that the system offers, and check it.
 
     Args:
-        local_path: file on the worker.
-        remote_path: file on the system; missing directories are made. A path that does not begin with `/` is under the
-            user's own directory.
-        firecrest_conn_id, system, account: as in FirecRESTSubmitOperator; the account is charged for the jobs that
-            some routes need.
+        local_path: the file here.
+        remote_path: the file on the system; missing directories are made. A path that does not begin with `/` is under
+            the user's own directory.
+        firecrest_conn_id, system: as in FirecRESTSubmitOperator.
         route: "direct", "chunked" or "s3"; default: the quickest.
         verify: "auto", "size", "sha256" or None.
+        account: charged for the jobs that some routes need; default: the connection's.
         atomic: publish the file by one rename, so that no reader sees half of it (costs one job).
+        deferrable: let the triggerer move the file, which must then see it (one machine, or a shared file system);
+            otherwise it passes through the worker. Default: `[operators] default_deferrable`.
 
     Returns (XCom): the absolute remote path. Raises hpcbridge.errors.TransferError, IntegrityError, PathNotFound,
     PermissionDenied.
     """
+
+    direction = Direction.UP
 
     def __init__(self, *, atomic: bool = False, **kwargs: Any) -> None:
         """Nothing is looked up here."""
         super().__init__(**kwargs)
         self.atomic = atomic
 
-    async def _move(self, system: System, remote: str, progress: Callable[[Progress], None]) -> TransferResult:
-        self.log.info("Uploading %s to %s:%s", self.local_path, system.name, remote)
-        await system.mkdir(remote.rpartition("/")[0] or "/")
-        return await system.put(
-            self.local_path,
-            remote,
-            route=self.route,
-            verify=self.verify,
-            atomic=self.atomic,
-            account=self.account,
-            progress=progress,
-        )
+    def _move(self) -> Move:
+        return super()._move().replace(atomic=self.atomic)
 
 
 class FirecRESTDownloadOperator(_TransferOperator):
-    """Copy one file from the system to the worker, and check it; an interrupted download is resumed by the retry.
+    """Copy one file from the system, and check it; what an interrupted download has is kept for the retry.
 
     Args:
-        remote_path: file on the system; a path that does not begin with `/` is under the user's own directory.
-        local_path: file on the worker; missing directories are made.
-        firecrest_conn_id, system, account, route, verify: as in FirecRESTUploadOperator.
+        remote_path: the file on the system; a path that does not begin with `/` is under the user's own directory.
+        local_path: the file here; missing directories are made.
+        firecrest_conn_id, system, route, verify, account, deferrable: as in FirecRESTUploadOperator.
 
     Returns (XCom): the local path. Raises hpcbridge.errors.TransferError, IntegrityError, PathNotFound,
     PermissionDenied.
     """
 
-    async def _move(self, system: System, remote: str, progress: Callable[[Progress], None]) -> TransferResult:
-        self.log.info("Downloading %s:%s to %s", system.name, remote, self.local_path)
-        Path(self.local_path).parent.mkdir(parents=True, exist_ok=True)
-        return await system.get(
-            remote, self.local_path, route=self.route, verify=self.verify, account=self.account, progress=progress
-        )
-
-    def execute(self, context: Context) -> str:
-        """Move the file; returns the local path."""
-        super().execute(context)
-        return self.local_path
-
-
-def _reporter(log: Logger) -> Callable[[Progress], None]:
-    """Phases and each tenth of the bytes into the task's log."""
-    last: list[Any] = [None, -1]
-
-    def report(progress: Progress) -> None:
-        tenth = progress.done * 10 // progress.total if progress.total else 0
-        if [progress.phase, tenth] != last:
-            last[:] = [progress.phase, tenth]
-            total = f" of {progress.total}" if progress.total is not None else ""
-            log.info("%s: %d%s bytes %s", progress.phase, progress.done, total, progress.detail)
-
-    return report
+    direction = Direction.DOWN

@@ -1,10 +1,10 @@
-"""The trigger that attends a batch job in the triggerer while no worker is held."""
+"""What runs in the triggerer while no worker is held: attending a batch job, moving a file."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -12,10 +12,12 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from hpcbridge.errors import HpcBridgeError
 from hpcbridge_airflow import taskdata
 from hpcbridge_airflow.hooks import FirecRESTHook
+from hpcbridge_airflow.moving import Move, move_file
 from hpcbridge_airflow.watching import LogPump, attend, cancel
 
 if TYPE_CHECKING:
-    from hpcbridge_airflow.watching import Outcome
+    from hpcbridge_airflow.moving import Move, move_file
+from hpcbridge_airflow.watching import Outcome
 
 VERSION = 1
 
@@ -147,6 +149,58 @@ class FirecRESTJobTrigger(BaseTrigger):
             return False
         waited_for = await taskdata.read_job(key)
         return waited_for is not None and waited_for.get("job_id") == self.job_id
+
+
+class FirecRESTTransferTrigger(BaseTrigger):
+    """Moves one file; the triggerer must see it.
+
+    A restarted one begins again, which does no harm: what is there already is recognised, and the file is checked.
+
+    Payload of its event, `version` 1: `outcome` is "done" (with `remote`), "deadline" or "error" (`error`, `message`).
+    """
+
+    def __init__(
+        self,
+        firecrest_conn_id: str,
+        move: dict[str, Any],
+        deadline: str | None = None,
+        version: int = VERSION,
+        **newer: Any,
+    ) -> None:
+        """`move` is a `moving.Move` as JSON; `deadline` is ISO 8601 with an offset."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.firecrest_conn_id = firecrest_conn_id
+        self.move = move
+        self.deadline = deadline
+        self.version = version
+        self._newer = newer
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, as Airflow stores them."""
+        names = ("firecrest_conn_id", "move", "deadline", "version")
+        arguments = {name: getattr(self, name) for name in names}
+        return "hpcbridge_airflow.triggers.FirecRESTTransferTrigger", arguments | self._newer
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Fire once, at the end of the transfer."""
+        payload: dict[str, Any]
+        try:
+            async with asyncio.timeout(_seconds_until(self.deadline)):
+                hpc = await FirecRESTHook(self.firecrest_conn_id).aget_conn()
+                payload = {"outcome": "done", "remote": await move_file(hpc, Move.from_json(self.move), self.log)}
+        except TimeoutError:
+            payload = {"outcome": "deadline"}
+        except HpcBridgeError as error:
+            payload = {"outcome": "error", "error": type(error).__name__, "message": str(error)}
+        except Exception as error:
+            self.log.exception("The transfer failed")
+            payload = {"outcome": "error", "error": None, "message": f"{type(error).__name__}: {error}"}
+        yield TriggerEvent({"version": VERSION, **payload})  # type: ignore[no-untyped-call]
+
+
+def _seconds_until(deadline: str | None) -> float | None:
+    moment = _time(deadline)
+    return None if moment is None else max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _time(text: str | None) -> datetime | None:
