@@ -26,7 +26,7 @@ def run_cli(
     stdin: str | None = None,
     timeout: float = 90,
 ) -> subprocess.CompletedProcess[str]:
-    """`hpcbridge ARGUMENTS` in the folder `cwd`, which is its home, too; output and exit code are the caller's to check."""
+    """`hpcbridge ARGUMENTS` in the folder `cwd`, its home, too; what comes of it is the caller's to check."""
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)],
         env=clean_environment(env, home=cwd),

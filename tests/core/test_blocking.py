@@ -1,0 +1,111 @@
+"""hpcbridge.blocking: the same names without `await`, from any thread, after a fork, never inside a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support.sandbox import SandboxProcess
+
+import hpcbridge
+from hpcbridge import JobSpec, blocking, errors
+from hpcbridge import hpc as asynchronous
+
+
+@pytest.fixture
+def system(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> blocking.System:
+    for name, value in sandbox.client_env("alice").items():
+        monkeypatch.setenv(name, value)
+    return blocking.connect().system()
+
+
+@pytest.mark.parametrize("name", ["Hpc", "System", "Job"])
+def test_it_has_the_same_names_and_parameters(name: str) -> None:
+    ours, theirs = getattr(blocking, name), getattr(asynchronous, name)
+    left_out = {"client", "watcher", "hpc", "resolve", "credential"}
+    for method, function in inspect.getmembers(theirs, inspect.isfunction):
+        if method.startswith("_") or method in left_out:
+            continue
+        assert list(inspect.signature(getattr(ours, method)).parameters) == list(inspect.signature(function).parameters)
+
+
+def test_a_job_and_its_files(system: blocking.System, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("b\na\n")
+    workdir = f"{system.home()}/{tmp_path.name}"
+    system.mkdir(workdir)
+    system.put(tmp_path / "in.txt", f"{workdir}/in.txt")
+    job = system.submit(JobSpec(script="#!/bin/bash\nsort in.txt | tee out.txt\n", workdir=workdir), key="sort")
+    assert (
+        system.submit(JobSpec(script="#!/bin/bash\nsort in.txt | tee out.txt\n", workdir=workdir), key="sort").id
+        == job.id
+    )
+    assert b"".join(job.logs(follow=True)) == b"a\nb\n"
+    assert job.wait(check=True).ok
+    system.get(f"{workdir}/out.txt", tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_text() == "a\nb\n"
+    assert job.id in [row.job_id for row in system.jobs()]
+    assert job.system.name == system.name
+
+
+def test_as_context_manager(system: blocking.System) -> None:
+    with blocking.connect() as hpc:
+        assert hpc.systems()[0].name == system.name
+
+
+def test_errors_are_the_same(system: blocking.System) -> None:
+    with pytest.raises(errors.PathNotFound):
+        system.stat("/home/alice/no-such-thing")
+
+
+def test_many_threads_share_one_portal_thread(system: blocking.System) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        homes = list(pool.map(lambda _: system.stat("/home/alice").size >= 0, range(64)))
+    assert all(homes)
+    assert [thread.name for thread in threading.enumerate()].count("hpcbridge") == 1
+
+
+async def test_inside_a_running_loop_it_says_so(system: blocking.System) -> None:
+    with pytest.raises(errors.BlockingInsideLoop, match="await"):
+        system.home()
+    with pytest.raises(errors.BlockingInsideLoop):
+        next(iter(system.job("1").logs()))
+    assert await asyncio.to_thread(system.home) == "/home/alice"
+
+
+def test_a_callback_that_calls_back_is_told(system: blocking.System) -> None:
+    job = system.submit(JobSpec(script="#!/bin/bash\ntrue\n"))
+    with pytest.raises(errors.BlockingInsideLoop):
+        job.wait(on_change=lambda info: system.home() and None)
+    job.wait()
+
+
+def test_a_forked_child_starts_its_own_thread(system: blocking.System) -> None:
+    assert system.home() == "/home/alice"
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if system.stat("/home/alice").nlink > 0 and blocking.connect().systems() else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert system.stat("/home/alice").nlink > 0
+
+
+def test_an_interrupt_ends_the_call_not_the_job(system: blocking.System) -> None:
+    job = system.submit(JobSpec(script="#!/bin/bash\nsleep 60\n"))
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        job.wait()
+    assert time.monotonic() - start < 5
+    assert not job.info().is_terminal
+    assert job.cancel().state is hpcbridge.JobState.CANCELLED
