@@ -31,12 +31,18 @@ count=@COUNT@ size=@SIZE@ want=@SHA256@
 pieces=@SESSION@. answer=@ANSWER@ joined=@SESSION@.joined errors=@SESSION@.errors
 
 answer() { printf '%s\n' "$*" >"$answer.new" && mv -f -- "$answer.new" "$answer"; }
+finish() {   # the answer comes last: whoever reads it may remove this directory
+  list | xargs rm -f --
+  find "$directory/" -maxdepth 1 -type d -name '@PREFIX@*' -user "$(id -u)" -mmin +@STALE@ -exec rm -rf {} + 2>/dev/null
+  mv -f -- "$answer.done" "$answer"; exit 0
+}
 fail() { answer "failed $1 $(head -c 300 -- "$errors" 2>/dev/null | tr '\n' ' ')"; exit 1; }
 list() { seq -f "$pieces%0@DIGITS@.0f" 0 $((count - 1)); }
 
 cd -- "$stage" || exit 1
-# Requeued after it had published: the pieces are gone, the answer stands.
+# Requeued after it had published: the pieces may be gone, the outcome stands.
 grep -qs '^published ' -- "$answer" && exit 0
+[ ! -s "$answer.done" ] || finish
 
 if [ "$count" -eq 1 ]; then
   only=$(list)
@@ -67,10 +73,8 @@ hidden=${target%/*}/.hpcbridge-@SESSION@.part
 if ! { mv -f -- "$joined" "$hidden" && mv -fT -- "$hidden" "$target"; } 2>"$errors"; then
   rm -f -- "$hidden"; fail publishing
 fi
-answer "published $size ${sum:--}"
-list | xargs rm -f --
-find "$directory" -maxdepth 1 -type d -name '@PREFIX@*' -user "$(id -u)" -mmin +@STALE@ -exec rm -rf {} + 2>/dev/null
-exit 0
+printf 'published %s %s\n' "$size" "${sum:--}" >"$answer.done"
+finish
 """
 
 
@@ -103,9 +107,9 @@ class Join:
     def script(self) -> str:
         """The batch script."""
         values = {
-            "STAGE": _packed(self.stage.encode()),
-            "DIRECTORY": _packed(self.target.directory.rstrip("/").encode()),
-            "NAME": _packed(self.target.encoded.rpartition(b"/")[2]),
+            "STAGE": packed(self.stage.encode()),
+            "DIRECTORY": packed(self.target.directory.rstrip("/").encode()),
+            "NAME": packed(self.target.encoded.rpartition(b"/")[2]),
             "COUNT": str(self.count),
             "SIZE": str(self.size),
             "SHA256": self.sha256 or "",
@@ -118,7 +122,8 @@ class Join:
         return re.sub("@([A-Z0-9]+)@", lambda match: values[match[1]], _SCRIPT)
 
 
-def _packed(value: bytes) -> str:
+def packed(value: bytes) -> str:
+    """Bytes as a base64 word for a script."""
     # Quoted, so that an empty value stays a word.
     return f"'{b64encode(value).decode()}'"
 

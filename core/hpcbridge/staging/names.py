@@ -26,12 +26,7 @@ def _breaks_a_command(text: str) -> bool:
 
 
 def _is_renamed_by_multipart(name: str) -> bool:
-    return any(c in '"\\' for c in name) or name != name.strip()
-
-
-def _is_split_by_checksum(text: str) -> bool:
-    # The server splits the answer of sha256sum at white space (measured: 500 "Invalid output").
-    return any(c.isspace() or c == "\\" for c in text)
+    return any(c in '"\\' for c in name) or name != name.strip() or name.startswith("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +49,6 @@ class RemotePath:
     def upload_carries_it(self) -> bool:
         """Whether a direct upload arrives under this name."""
         return self.commands_carry_it and not _is_renamed_by_multipart(self.name)
-
-    @property
-    def checksum_carries_it(self) -> bool:
-        """Whether the server's checksum call can answer for this path."""
-        return self.commands_carry_it and not _is_split_by_checksum(str(self))
 
     @property
     def encoded(self) -> bytes:

@@ -17,6 +17,8 @@ CHUNKED_PREFERRED = 4 * GIB
 """Bytes up to which pieces beat S3 on the way up: 40 MB/s from the start against a look every 60 s."""
 MAX_PIECES = 24_000
 """One listing of the staging directory (about 210 bytes per entry) has to stay under the server's 5 MiB."""
+PIECE = 5 << 20
+"""Most bytes in one piece; FirecREST's default limit."""
 AUTO_SHA256 = GIB
 """Bytes up to which a checksum that costs an extra command is compared without being asked for.
 
@@ -54,6 +56,11 @@ class Limits:
     upload: int
     download: int
     s3: bool
+
+    @property
+    def piece(self) -> int:
+        """Bytes in one piece of a chunked upload: memory is bounded where a server allows much more at a time."""
+        return min(self.upload, PIECE)
 
     @classmethod
     def of(cls, max_ops_file_size: int, transfer_method: str | None) -> Limits:
@@ -94,17 +101,17 @@ def put_route(size: int, limits: Limits, *, wanted: str | None = None, needs_job
     if route is None:
         if size <= limits.upload and not needs_job:
             return Route.DIRECT
-        fits = piece_count(size, limits.upload) <= MAX_PIECES
+        fits = piece_count(size, limits.piece) <= MAX_PIECES
         route = Route.CHUNKED if fits and (size <= CHUNKED_PREFERRED or not limits.s3) else Route.S3
         if route is Route.S3 and not limits.s3:
-            raise TooLarge(_too_many(size, limits.upload), hint="split the file, or ask the site for an object store")
+            raise TooLarge(_too_many(size, limits.piece), hint="split the file, or ask the site for an object store")
         return route
     if route is Route.DIRECT and size > limits.upload:
         raise TooLarge(f"{size} bytes are over the server's {limits.upload} for one direct upload", hint=_LEAVE)
     if route is Route.DIRECT and needs_job:
         raise InvalidRequest("a direct upload is not atomic and cannot carry this name", hint="use route='chunked'")
-    if route is Route.CHUNKED and piece_count(size, limits.upload) > MAX_PIECES:
-        raise TooLarge(_too_many(size, limits.upload), hint="use route='s3'")
+    if route is Route.CHUNKED and piece_count(size, limits.piece) > MAX_PIECES:
+        raise TooLarge(_too_many(size, limits.piece), hint="use route='s3'")
     _check_s3(route, size, limits)
     return route
 

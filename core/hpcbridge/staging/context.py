@@ -1,0 +1,112 @@
+"""What every route of a transfer needs to know."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hpcbridge.errors import HpcBridgeError, TransferError
+from hpcbridge.staging.plan import Limits, Verify
+from hpcbridge.staging.progress import Reporter
+
+if TYPE_CHECKING:
+    from hpcbridge.firecrest import FirecrestClient, SystemInfo
+    from hpcbridge.jobs.watch import JobWatcher
+
+
+class TransferSystem(Protocol):
+    """What staging uses of a system; `hpcbridge.System` is one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the system."""
+
+    @property
+    def client(self) -> FirecrestClient:
+        """REST client of the running loop."""
+
+    @property
+    def watcher(self) -> JobWatcher:
+        """The one watcher of this system's jobs."""
+
+    async def home(self) -> str:
+        """The user's own directory."""
+
+
+PATIENCE = 900.0
+"""Seconds for which an outage of the server is waited out in the middle of a transfer.
+
+Every request of a transfer may be repeated: pieces have names, and jobs have keys.
+"""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One file on its way: `size` in bytes; `mtime_ns` is the local file's, 0 on the way down."""
+
+    system: TransferSystem
+    info: SystemInfo
+    local: Path
+    reporter: Reporter
+    verify: Verify | None = Verify.AUTO
+    account: str | None = None
+    size: int = 0
+    mtime_ns: int = 0
+    limits: Limits = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive the limits from what the system says of itself."""
+        self.limits = Limits.of(self.info.max_ops_file_size, self.info.transfer)
+
+    @property
+    def client(self) -> FirecrestClient:
+        """REST client of the running loop."""
+        return self.system.client
+
+    @property
+    def name(self) -> str:
+        """Name of the system, as the first argument of the client's calls."""
+        return self.info.name
+
+    @property
+    def site(self) -> str:
+        """Name of the deployment."""
+        return self.client.session.site.name
+
+    def error(self, message: str, *, kind: type[HpcBridgeError] = TransferError, **about: Any) -> HpcBridgeError:
+        """An error that says which site and system it is about."""
+        return kind(message, **({"site": self.site, "system": self.name} | about))
+
+
+_PARTITION = re.compile(r"(?:--partition(?:=|\s+)|-p\s*)(\S+)")
+
+
+def transfer_directives(directives: tuple[str, ...], mode: str) -> dict[str, Any]:
+    """Fields of a JobSpec that put our own job where the site wants transfer jobs to run.
+
+    `directives` are the `datatransfer_jobs_directives` of `/status/systems`. The scheduler's REST mode carries no free
+    directives, so only the partition is kept there.
+    """
+    lines = [line.removeprefix("#SBATCH").strip() for line in directives]
+    if mode == "rest":
+        found = next((match[1] for line in lines if (match := _PARTITION.match(line))), None)
+        return {"partition": found} if found else {}
+    return {"directives": tuple(line for line in lines if line.startswith("-"))}
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first failure comes out as itself: callers wait for our errors, not for groups of them."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        first: BaseException = failures
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

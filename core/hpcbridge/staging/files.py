@@ -1,0 +1,150 @@
+"""`put_file` and `get_file`: one file each, by the route that suits it."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hpcbridge.errors import InvalidPath
+from hpcbridge.staging import chunked, cut_download, direct, s3_download, s3_upload
+from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
+from hpcbridge.staging.local import LocalFile
+from hpcbridge.staging.names import RemotePath, parse_remote
+from hpcbridge.staging.partfile import PartFile, Source
+from hpcbridge.staging.plan import RANGE, Route, get_route, put_route, verification
+from hpcbridge.staging.progress import Phase, Progress, Reporter, TransferResult
+
+
+async def put_file(
+    system: TransferSystem,
+    local: str | Path,
+    remote: str,
+    *,
+    route: str | None = None,
+    verify: str | None = "auto",
+    atomic: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    account: str | None = None,
+) -> TransferResult:
+    """Copy the file `local` to the absolute path `remote`; `remote` ending with `/` means inside that directory.
+
+    Args:
+        system: a `hpcbridge.System`.
+        local: a regular file; it must not change meanwhile.
+        remote: absolute path on the system; its directory must exist.
+        route: "direct", "chunked" or "s3"; None takes the quickest that can carry size and name.
+        verify: "auto" compares SHA-256 where it is free or quick and else the size; "size"; "sha256" also where it
+            costs a job; None compares nothing.
+        atomic: the file appears by one rename. Chunked uploads always do; a small file then costs one short job.
+        progress: told phases and bytes; an exception it raises ends the transfer.
+        account: charged for the jobs of the transfer.
+
+    Raises:
+        OSError: the local file cannot be read.
+        InvalidPath, InvalidRequest, TooLarge: refused before anything was sent.
+        PathNotFound, PermissionDenied: the target's directory is not there, or not writable.
+        TransferError: the transfer failed; IntegrityError: what arrived is not what was sent.
+        Unavailable: the server stayed away for longer than a transfer waits (15 minutes).
+    """
+    begun, checked = time.monotonic(), verification(verify)
+    path = Path(local)
+    target = parse_remote(remote, path.name)
+    source = LocalFile(path)
+    try:
+        info = await system.client.system(system.name, patience=PATIENCE)
+        t = Transfer(system, info, path, Reporter(progress, source.size), checked, account, source.size)
+        _inside(t, target)
+        chosen = put_route(source.size, t.limits, wanted=route, needs_job=atomic or not target.upload_carries_it)
+        if chosen is Route.DIRECT:
+            digest = await direct.put(t, source, target)
+        elif chosen is Route.CHUNKED:
+            digest = await chunked.put(t, source, target)
+        elif atomic or not target.commands_carry_it:
+            digest = await chunked.put_staged(t, source, target)
+        else:
+            digest = await s3_upload.put(t, source, target)
+    finally:
+        source.close()
+    t.reporter.phase(Phase.DONE, done=t.size)
+    return TransferResult(chosen.value, t.size, time.monotonic() - begun, digest)
+
+
+async def get_file(
+    system: TransferSystem,
+    remote: str,
+    local: str | Path,
+    *,
+    route: str | None = None,
+    verify: str | None = "auto",
+    resume: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    account: str | None = None,
+) -> TransferResult:
+    """Copy the absolute path `remote` to the file `local`; a directory `local` means inside it, under the same name.
+
+    `local` appears complete and checked, by one rename; until then the bytes are in `.NAME.hpcbridge-part` beside it.
+
+    Args:
+        system: a `hpcbridge.System`.
+        remote: absolute path of a file; links are followed.
+        local: where it goes; an existing file is replaced and keeps its mode.
+        route: "direct", "s3" or "chunked" (one job cuts the file); None takes the quickest that can carry it.
+        verify: see `put_file`.
+        resume: go on with what an interrupted download left, if the remote file is still the same.
+        progress: told phases and bytes; an exception it raises ends the transfer, and what has arrived is kept.
+        account: charged for the jobs of the transfer.
+
+    Raises:
+        InvalidPath, InvalidRequest, TooLarge: refused before anything was sent.
+        PathNotFound, PermissionDenied: the remote file is not there, or not readable.
+        Conflict: another process is receiving the same file.
+        TransferError: the transfer failed; IntegrityError: what arrived is not what is there.
+        Unavailable: the server stayed away for longer than a transfer waits (15 minutes).
+    """
+    begun, checked = time.monotonic(), verification(verify)
+    source = parse_remote(remote)
+    target = _local_target(Path(local), source.name)
+    info = await system.client.system(system.name, patience=PATIENCE)
+    t = Transfer(system, info, target, Reporter(progress), checked, account)
+    _inside(t, source)
+    if source.commands_carry_it:
+        found = await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
+        if stat.S_ISDIR(found.mode):
+            raise t.error(f"{source} is a directory", kind=InvalidPath, path=str(source), hint="Only files are fetched")
+        t.size = t.reporter.total = found.size
+        chosen = get_route(found.size, t.limits, wanted=route)
+    else:
+        chosen, found = Route.CHUNKED, None
+    if chosen is Route.DIRECT:
+        digest = await direct.get(t, source)
+    elif chosen is Route.CHUNKED or found is None:
+        digest = await cut_download.get(t, source, target, resume=resume)
+    else:
+        digest = await _by_s3(t, source, target, int(found.mtime), resume=resume)
+    t.reporter.phase(Phase.DONE, done=t.size)
+    return TransferResult(chosen.value, t.size, time.monotonic() - begun, digest)
+
+
+def _local_target(path: Path, name: str) -> Path:
+    # Through links, so that part file and target are in the same directory and the link stays.
+    return (path / name if path.is_dir() else path).resolve()
+
+
+async def _by_s3(t: Transfer, remote: RemotePath, target: Path, mtime: int, *, resume: bool) -> str | None:
+    source = Source(t.site, t.name, str(remote), t.size, mtime)
+    part = PartFile.open(target, source, RANGE, resume=resume)
+    try:
+        digest = await s3_download.get(t, remote, part)
+        part.publish()
+    finally:
+        part.close()
+    return digest
+
+
+def _inside(t: Transfer, path: RemotePath) -> None:
+    """The server checks this for some calls only, and a job would write anywhere."""
+    if t.info.file_systems and t.info.file_system_of(str(path)) is None:
+        there = ", ".join(each.path for each in t.info.file_systems)
+        raise t.error(f"{path} is in none of the system's file systems", kind=InvalidPath, path=str(path), hint=there)

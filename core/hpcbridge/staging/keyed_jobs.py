@@ -1,0 +1,127 @@
+"""Our own jobs of a transfer: submitted once, and followed to the answer that their script leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from hpcbridge.errors import HpcBridgeError, InvalidPath, NotFound, Unavailable
+from hpcbridge.jobs.spec import JobSpec
+from hpcbridge.jobs.state import LOST_RACE_EXIT, JobInfo, JobState
+from hpcbridge.jobs.submit import submit_once
+from hpcbridge.staging.context import PATIENCE, Transfer, transfer_directives
+from hpcbridge.staging.progress import Phase
+
+FIRST_LOOK = 0.15
+LONGEST_PAUSE = 15.0
+"""Seconds between two looks for the answer: the first, and the longest while the job waits in the queue.
+
+A look costs the login node one small command, a listing of jobs two larger ones, and the answer can be read seconds
+before accounting knows of the job's end.
+"""
+ANSWER_LAG = 8.0
+"""Seconds for which the answer may be missing after the job's end: network file systems cache."""
+RATE = 50_000_000
+"""Bytes per second that a job may be as slow as before its time limit ends it."""
+MINUTES = 10
+"""Time limit of a short job; a site's own limit in its transfer directives is kept for those."""
+
+
+def spec(t: Transfer, *, script: str, directory: str, label: str, session: str) -> JobSpec:
+    """A small job in the place that the site has for transfers. Raises InvalidPath for a directory jobs cannot use."""
+    if any(c in '"\\' for c in directory):
+        raise t.error("no job can be started in this directory", kind=InvalidPath, path=directory)
+    fields = transfer_directives(t.info.transfer_directives, t.info.scheduler.mode)
+    minutes = MINUTES + t.size // RATE // 60
+    own_limit = any("--time" in line or line.startswith("-t") for line in fields.get("directives", ()))
+    if minutes > MINUTES or not own_limit:
+        fields["time"] = str(minutes)
+    if t.account:
+        fields["account"] = t.account
+    log = f"{directory}/{session}.log"
+    return JobSpec(script=script, workdir=directory, name=label, output=log, error=log, **fields)
+
+
+async def run(t: Transfer, job: JobSpec, key: str, answer_path: str) -> str | None:
+    """Submit `job` once under `key` and return the text of its answer; None when it ended without one.
+
+    Raises what `submit_once` raises, and JobFailed when the job was cancelled.
+    """
+    # The key is unique to this upload session, so who we are adds nothing to it, and asking costs three commands.
+    submitted = await submit_once(t.client, t.name, job, key, user="-")
+    show(t, submitted.job_id, None)
+    changed = asyncio.Event()
+
+    def changes(info: JobInfo) -> None:
+        show(t, info.job_id, info)
+        changed.set()
+
+    wait = t.system.watcher.wait(submitted.job_id, name=submitted.name, on_change=changes)
+    watching = asyncio.ensure_future(wait)
+    watching.add_done_callback(lambda _: changed.set())
+    try:
+        return await _answer(t, answer_path, watching, changed)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError, HpcBridgeError):
+            await watching
+
+
+def show(t: Transfer, job_id: str, info: JobInfo | None) -> None:
+    """Report a change of the job's state: a wait in the queue is visible as such."""
+    if info is None or info.state.is_queued:
+        why = f" ({info.reason})" if info and info.reason else ""
+        t.reporter.phase(Phase.QUEUED, f"job {job_id} waits in the queue{why}")
+    elif not info.is_terminal:
+        t.reporter.phase(Phase.JOINING, f"job {job_id} runs")
+
+
+async def _answer(t: Transfer, path: str, watching: asyncio.Future[JobInfo], changed: asyncio.Event) -> str | None:
+    pause = FIRST_LOOK
+    while not watching.done():
+        if (text := await _look(t, path)) is not None:
+            return text
+        try:
+            async with asyncio.timeout(pause):
+                await changed.wait()
+        except TimeoutError:
+            pause = min(pause * 1.4, LONGEST_PAUSE)
+        else:
+            changed.clear()
+            pause = FIRST_LOOK
+    return await _last_look(t, path, watching.result())
+
+
+async def _last_look(t: Transfer, path: str, info: JobInfo) -> str | None:
+    if info.state is JobState.CANCELLED:
+        raise info.failure(site=t.site, system=t.name) or t.error("the job was cancelled", job_id=info.job_id)
+    # Another job holds the lock: its answer is ours, and it has all the time its own limit gives it.
+    lag = MINUTES * 60.0 if info.exit_code == LOST_RACE_EXIT else ANSWER_LAG
+    end = time.monotonic() + lag
+    while True:
+        text = await _look(t, path)
+        if text is not None or time.monotonic() > end:
+            return text
+        await asyncio.sleep(1.0)
+
+
+async def _look(t: Transfer, path: str) -> str | None:
+    # The watcher outlasts outages, and so does this.
+    with suppress(NotFound, Unavailable):
+        return (await t.client.download(t.name, path, polling=True)).decode(errors="replace")
+    return None
+
+
+async def remove_directory(t: Transfer, directory: str) -> None:
+    """Remove a staging directory; what cannot be removed is left to a later job's cleaning."""
+    for pause in (0.0, 0.5, 2.0):
+        await asyncio.sleep(pause)
+        try:
+            await t.client.rm(t.name, directory, patience=PATIENCE)
+        except NotFound:
+            return
+        except HpcBridgeError:
+            # A network file system keeps the log of a job that is just ending under another name for a moment.
+            continue
+        return

@@ -1,0 +1,192 @@
+"""The object store behind presigned URLs: parts up, ranges down. Knows S3's words and nothing of FirecREST's.
+
+A presigned URL carries its own authority, so no token is sent, and no URL ever goes into an error.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeVar
+from xml.sax.saxutils import escape
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from hpcbridge.errors import HpcBridgeError, NotFound, TransferError, Unavailable
+
+T = TypeVar("T")
+
+CONNECTIONS = 4
+"""Requests in flight; more gain nothing on one link, and a store answers too many with 503."""
+PATIENCE = 300.0
+"""Seconds without a byte after which a part or range is given up."""
+_TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES = frozenset({"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "BadDigest"})
+
+
+class ObjectMissing(NotFound):
+    """The store has no such object (yet)."""
+
+
+class ObjectStore:
+    """Presigned URLs over a plain HTTP client (`HttpSession.storage`: the site's TLS and proxy, no token)."""
+
+    def __init__(self, http: httpx.AsyncClient, *, patience: float = PATIENCE) -> None:
+        """The client stays the caller's; `patience` is in seconds."""
+        self._http = http
+        self._patience = patience
+
+    async def put_part(self, url: str, length: int, content: Callable[[], AsyncIterator[bytes]]) -> str:
+        """Send one part of `length` bytes and return its ETag, quotes included; `content` is called for each attempt.
+
+        Raises TransferError, Unavailable when the store stays away.
+        """
+
+        async def attempt() -> str:
+            headers = {"Content-Length": str(length)}
+            response = await self._http.put(url, content=content(), headers=headers, timeout=_TIMEOUT)
+            _check(response, "a part was not taken")
+            return str(response.headers.get("etag", ""))
+
+        return await _persist(attempt, _Patience(self._patience))
+
+    async def complete(self, url: str, etags: list[str]) -> None:
+        """Make the object of its parts, in order; again after a lost answer does no harm.
+
+        The store may say 200 and put the error into the body. Raises like `put_part`.
+        """
+        body = completion_body(etags)
+        attempts = 0
+
+        async def attempt() -> None:
+            nonlocal attempts
+            attempts += 1
+            headers = {"Content-Type": "application/xml"}
+            response = await self._http.post(url, content=body, headers=headers, timeout=_TIMEOUT)
+            # An earlier attempt whose answer was lost has used the upload up.
+            if attempts > 1 and response.status_code == 404:
+                return
+            _check(response, "the upload was not completed")
+            if (code := error_code(response.text)) is not None:
+                kind = Unavailable if code in _TRANSIENT_CODES else TransferError
+                raise kind(f"the object store did not complete the upload: {code}")
+
+        await _persist(attempt, _Patience(self._patience))
+
+    async def size(self, url: str) -> int:
+        """Bytes in the object; one attempt. Raises ObjectMissing, Unavailable, TransferError.
+
+        A presigned URL is signed for GET only, so this asks for the first byte.
+        """
+        try:
+            async with self._http.stream("GET", url, headers={"Range": "bytes=0-0"}, timeout=_TIMEOUT) as response:
+                if response.status_code >= 400:
+                    await response.aread()
+                _check(response, "the object cannot be read")
+                return total_size(response.headers)
+        except httpx.TransportError as error:
+            raise _lost(error) from None
+
+    async def read_range(
+        self, url: str, offset: int, length: int, sink: Callable[[int, bytes], Awaitable[None]]
+    ) -> None:
+        """Give every byte of a range to `sink(offset, data)`, once and in order; goes on where a connection broke.
+
+        Raises like `put_part`.
+        """
+        end, patience = offset + length, _Patience(self._patience)
+
+        async def attempt() -> None:
+            nonlocal offset
+            headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
+            async with self._http.stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
+                if response.status_code != 206:
+                    await response.aread()
+                    _check(response, "a range was not delivered")
+                    raise TransferError("the object store does not serve ranges")
+                async for data in response.aiter_raw(1 << 20):
+                    if offset + len(data) > end:
+                        raise TransferError("the object store sent more than it was asked for")
+                    await sink(offset, data)
+                    offset += len(data)
+                    patience.renew()
+            if offset < end:
+                raise Unavailable("the object store ended a range early")
+
+        await _persist(attempt, patience)
+
+
+class _Patience:
+    """Tenacity's `stop`: so many seconds after the last sign of life."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, state: RetryCallState) -> bool:
+        return time.monotonic() + state.upcoming_sleep > self._last + self._seconds
+
+
+async def _persist(attempt: Callable[[], Awaitable[T]], patience: _Patience) -> T:
+    async def translated() -> T:
+        try:
+            return await attempt()
+        except httpx.TransportError as error:
+            # Not chained: the frames of httpx hold the URL.
+            raise _lost(error) from None
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(Unavailable),
+        wait=wait_random_exponential(multiplier=0.3, max=10),
+        stop=patience,
+        reraise=True,
+    )
+    return await retrying(translated)
+
+
+def completion_body(etags: list[str]) -> bytes:
+    """The XML that names the parts of a multipart upload, in order."""
+    rows = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+        for number, etag in enumerate(etags, 1)
+    )
+    return f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
+
+
+def error_code(body: str) -> str | None:
+    """The `<Code>` of an S3 error document, None when the body is none."""
+    if "<Error" not in body:
+        return None
+    match = re.search(r"<Code>([^<]{1,80})</Code>", body)
+    return match[1] if match else "unknown"
+
+
+def total_size(headers: Mapping[str, str]) -> int:
+    """Bytes in the whole object, from the answer to a ranged read. Raises TransferError."""
+    match = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("content-range", ""))
+    if match is None:
+        raise TransferError("the object store does not serve ranges")
+    return int(match[1])
+
+
+def _check(response: httpx.Response, what: str) -> None:
+    status = response.status_code
+    if status < 300:
+        return
+    code = error_code(response.text) or response.reason_phrase
+    kind: type[HpcBridgeError] = TransferError
+    if status == 404:
+        kind = ObjectMissing
+    elif status in _TRANSIENT or code in _TRANSIENT_CODES:
+        kind = Unavailable
+    raise kind(f"object store: {what}: {code}", status=status)
+
+
+def _lost(error: httpx.TransportError) -> Unavailable:
+    return Unavailable(f"object store: {type(error).__name__}: {error}")
