@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from hpcbridge_sandbox.cluster.users import User
-from hpcbridge_sandbox.errors import ApiError
+from hpcbridge_sandbox.errors import ApiError, SSHError, UnhandledError
 
 if TYPE_CHECKING:
     from hpcbridge_sandbox.auth import TokenVerifier
@@ -25,7 +25,7 @@ class SystemCondition:
 
     Attributes:
         unhealthy: service types (``scheduler``, ``ssh``, ``filesystem``, ``s3``) whose check fails.
-        ssh: ``ok``; ``refused`` (connection refused); ``denied`` (authentication refused); ``no-keys``.
+        ssh: ``ok``; ``refused`` (connection refused); ``denied`` (authentication refused).
     """
 
     name: str
@@ -53,19 +53,24 @@ class Sandbox:
     control_url: str = ""
 
 
-def get_sandbox(request: Request) -> Sandbox:
-    """Dependency: the sandbox that serves this request."""
+def sandbox_of(request: Request) -> Sandbox:
+    """Return the sandbox that serves this request."""
     sandbox: Sandbox = request.app.state.sandbox
     return sandbox
 
 
-def current_user(request: Request) -> User:
+async def get_sandbox(request: Request) -> Sandbox:
+    """Dependency: the sandbox that serves this request."""
+    return sandbox_of(request)
+
+
+async def current_user(request: Request) -> User:
     """Dependency: the user whom the bearer token names.
 
     Raises:
         ApiError: 401 or 400, worded as the real server words them; 500 for a name unknown to the cluster.
     """
-    sandbox = get_sandbox(request)
+    sandbox = sandbox_of(request)
     name = sandbox.verifier.username(request.headers.get("authorization"))
     request.state.username = name
     user = sandbox.cluster.users.get(name)
@@ -78,19 +83,24 @@ def current_user(request: Request) -> User:
     return user
 
 
-def authenticated(request: Request) -> str:
+async def authenticated(request: Request) -> str:
     """Dependency for answers that need a good token but no account on the cluster: the user's name."""
-    name: str = get_sandbox(request).verifier.username(request.headers.get("authorization"))
+    name: str = sandbox_of(request).verifier.username(request.headers.get("authorization"))
     request.state.username = name
     return name
 
 
-def system(request: Request, system_name: str) -> SystemCondition:
-    """Dependency: the system of the path; 404 when there is none of that name. Health is not looked at."""
-    condition = get_sandbox(request).systems.get(system_name.lower())
+def find_system(request: Request, system_name: str) -> SystemCondition:
+    """Return the system of that name (any case); 404 when there is none."""
+    condition = sandbox_of(request).systems.get(system_name.lower())
     if condition is None:
         raise ApiError(404, "System not found")
     return condition
+
+
+async def system(request: Request, system_name: str) -> SystemCondition:
+    """Dependency: the system of the path; 404 when there is none of that name. Health is not looked at."""
+    return find_system(request, system_name)
 
 
 def require_healthy(condition: SystemCondition, *services: str) -> None:
@@ -100,16 +110,24 @@ def require_healthy(condition: SystemCondition, *services: str) -> None:
             raise ApiError(503, f"The {service} service for the requested system ({condition.name}) is unhealthy.")
 
 
-def healthy_scheduler(request: Request, system_name: str) -> SystemCondition:
+def require_ssh(condition: SystemCondition) -> None:
+    """Raise what a command (not a scheduler call) answers while the login node refuses connections or keys."""
+    if condition.ssh == "refused":
+        raise UnhandledError("(111, 'Connection refused')")
+    if condition.ssh == "denied":
+        raise SSHError("Unable to establish SSH connection.")
+
+
+async def healthy_scheduler(request: Request, system_name: str) -> SystemCondition:
     """Dependency of the scheduler's endpoints: 404 unknown system, 503 unhealthy scheduler or SSH."""
-    condition = system(request, system_name)
+    condition = find_system(request, system_name)
     require_healthy(condition, "scheduler", "ssh")
     return condition
 
 
-def healthy_ssh(request: Request, system_name: str) -> SystemCondition:
+async def healthy_ssh(request: Request, system_name: str) -> SystemCondition:
     """Dependency of endpoints that only run commands: 404 unknown system, 503 unhealthy SSH."""
-    condition = system(request, system_name)
+    condition = find_system(request, system_name)
     require_healthy(condition, "ssh")
     return condition
 
