@@ -140,6 +140,11 @@ def _add_tokens(app: FastAPI, sandbox: Sandbox) -> None:
 
 
 def _add_cluster(app: FastAPI, sandbox: Sandbox) -> None:
+    @app.get("/users")
+    async def users() -> dict[str, str]:
+        """Every user's client secret, for tests that act for several."""
+        return {entry.name: entry.secret for entry in sandbox.settings.users}
+
     @app.post("/sessions")
     async def sessions(wanted: Sessions) -> Sessions:
         """Limit concurrent commands per user (OpenSSH's MaxSessions)."""

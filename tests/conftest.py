@@ -1,0 +1,58 @@
+"""Sandboxes that the whole session shares, and one fixture over both schedulers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from support.sandbox import SandboxProcess, start_sandbox
+
+QUICK = ("--ingress-look", "2", "--accounting-lag", "1")
+
+
+@pytest.fixture(scope="session")
+def local_queue() -> Iterator[SandboxProcess]:
+    """A sandbox with the local queue; use `sandbox`, which also takes faults back after each test."""
+    with start_sandbox(*QUICK) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def real_slurm() -> Iterator[SandboxProcess]:
+    """A sandbox with a real Slurm; skipped by name where it is not installed, an error in CI."""
+    missing = [name for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd") if not _installed(name)]
+    if missing or os.geteuid() != 0:
+        reason = f"real Slurm needs {', '.join(missing)}" if missing else "real Slurm needs root"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with start_sandbox(*QUICK, "--scheduler", "slurm", timeout=180) as started:
+        yield started
+
+
+def _installed(program: str) -> bool:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+
+
+@pytest.fixture
+def sandbox(local_queue: SandboxProcess) -> Iterator[SandboxProcess]:
+    """The shared sandbox with the local queue."""
+    yield local_queue
+    local_queue.reset()
+
+
+@pytest.fixture
+def slurm_sandbox(real_slurm: SandboxProcess) -> Iterator[SandboxProcess]:
+    """The shared sandbox with a real Slurm."""
+    yield real_slurm
+    real_slurm.reset()
+
+
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def any_sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxProcess]:
+    """Each shared sandbox in turn: one contract, both schedulers."""
+    started: SandboxProcess = request.getfixturevalue("local_queue" if request.param == "local" else "real_slurm")
+    yield started
+    started.reset()
