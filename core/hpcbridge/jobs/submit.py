@@ -47,7 +47,6 @@ from hpcbridge.jobs.guard import Places
 from hpcbridge.jobs.intents import FileIntentStore, HoldsKeys, Intent, IntentStore
 from hpcbridge.jobs.names import job_name, normal_directory
 from hpcbridge.jobs.prepare import Prepared, prepare
-from hpcbridge.jobs.state import JobState
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FirecrestClient
@@ -390,8 +389,3 @@ async def _turn(store: IntentStore, name: str) -> AsyncIterator[None]:
                 yield
         else:
             yield
-
-
-def is_loser(state: JobState, exit_code: int | None) -> bool:
-    """Whether a job may have ended because another holds its lock."""
-    return state is JobState.FAILED and exit_code == 75
