@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from hpcbridge.errors import InvalidPath, InvalidRequest, TooLarge, TransferError
 from hpcbridge.staging import plan
-from hpcbridge.staging.names import parse_remote
+from hpcbridge.staging.context import transfer_directives
+from hpcbridge.staging.names import RemotePath, parse_remote
 from hpcbridge.staging.plan import GIB, Limits, Route
 
 S3 = Limits.of(5_242_880, "s3")
@@ -131,6 +132,27 @@ def test_paths_that_no_call_can_carry_are_refused(path):
 def test_which_calls_carry_a_name(name, upload, commands):
     remote = parse_remote(f"/home/alice/{name}")
     assert (remote.upload_carries_it, remote.commands_carry_it) == (upload, commands)
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/al ice/x", "/h/a&b", "/h/$HOME", "/h/a;b", "/h/*", "/h/`id`", "/h/it's", "/h/~x"]
+)
+def test_the_servers_scripts_do_not_get_what_breaks_them(path):
+    directory, _, name = path.rpartition("/")
+    assert not RemotePath(directory, name).scripts_carry_it
+    assert RemotePath("/home/é_1", "a.b-c+d=e:f,g@h%i^j").scripts_carry_it
+
+
+@pytest.mark.parametrize("mode", ["ssh", "rest"])
+def test_our_jobs_go_where_the_site_wants_transfer_jobs(mode):
+    lines = ("#SBATCH --nodes=1", "#SBATCH --partition=xfer", "#SBATCH --account={account}")
+    fields = transfer_directives(lines, mode, "staff")
+    assert fields["account"] == "staff"
+    if mode == "rest":
+        assert fields["partition"] == "xfer"
+        assert "directives" not in fields
+    else:
+        assert fields["directives"] == ("--nodes=1", "--partition=xfer")
 
 
 def test_a_trailing_slash_means_in_that_directory():

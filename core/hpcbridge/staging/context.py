@@ -86,17 +86,22 @@ class Transfer:
 _PARTITION = re.compile(r"(?:--partition(?:=|\s+)|-p\s*)(\S+)")
 
 
-def transfer_directives(directives: tuple[str, ...], mode: str) -> dict[str, Any]:
+def transfer_directives(directives: tuple[str, ...], mode: str, account: str | None) -> dict[str, Any]:
     """Fields of a JobSpec that put our own job where the site wants transfer jobs to run.
 
     `directives` are the `datatransfer_jobs_directives` of `/status/systems`. The scheduler's REST mode carries no free
     directives, so only the partition is kept there.
     """
     lines = [line.removeprefix("#SBATCH").strip() for line in directives]
+    # A template of the server's: the caller's account goes there. Ours has a field of its own.
+    lines = [line for line in lines if "{account}" not in line]
+    fields: dict[str, Any]
     if mode == "rest":
         found = next((match[1] for line in lines if (match := _PARTITION.match(line))), None)
-        return {"partition": found} if found else {}
-    return {"directives": tuple(line for line in lines if line.startswith("-"))}
+        fields = {"partition": found} if found else {}
+    else:
+        fields = {"directives": tuple(line for line in lines if line.startswith("-"))}
+    return fields | ({"account": account} if account else {})
 
 
 @asynccontextmanager

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import posixpath
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
-from hpcbridge.errors import AlreadyExists, IntegrityError, PathNotFound
+from hpcbridge.errors import IntegrityError, PathNotFound
 from hpcbridge.staging import keyed_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer
 from hpcbridge.staging.fetching import Receiver
@@ -32,9 +31,7 @@ async def get(t: Transfer, remote: RemotePath, target: Path, *, resume: bool) ->
     Raises TransferError when the job failed, PathNotFound when there is no such file, IntegrityError.
     """
     t.reporter.phase(Phase.CHECKING, "preparing the file")
-    stage = posixpath.join(await t.system.home(), f".hpcbridge-get-{secrets.token_hex(8)}")
-    with suppress(AlreadyExists):
-        await t.client.mkdir(t.name, stage, parents=False, patience=PATIENCE)
+    stage = await keyed_jobs.private_directory(t)
     plan = Prepare(stage, secrets.token_hex(4), remote, t.limits.download, t.verify in (Verify.AUTO, Verify.SHA256))
     prepared = await _prepare(t, plan)
     t.size = t.reporter.total = prepared.size

@@ -6,7 +6,7 @@ import posixpath
 import secrets
 from contextlib import suppress
 
-from hpcbridge.errors import AlreadyExists, CommandTimeout, IntegrityError, InvalidRequest, ServerError
+from hpcbridge.errors import CommandTimeout, IntegrityError, InvalidRequest, ServerError
 from hpcbridge.staging import keyed_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer
 from hpcbridge.staging.names import RemotePath
@@ -56,9 +56,7 @@ async def remote_sha256(t: Transfer, path: RemotePath) -> str | None:
 
 async def _by_job(t: Transfer, path: RemotePath) -> str:
     # In the user's own directory: nothing says that we may write beside a file that we may read.
-    stage = posixpath.join(await t.system.home(), f".hpcbridge-get-{secrets.token_hex(8)}")
-    with suppress(AlreadyExists):
-        await t.client.mkdir(t.name, stage, parents=False, patience=PATIENCE)
+    stage = await keyed_jobs.private_directory(t)
     plan = Prepare(stage, secrets.token_hex(4), path, piece=None, sha256=True)
     job = keyed_jobs.spec(t, script=plan.script(), directory=stage, label="hpcbridge-sum", session=plan.session)
     text = await keyed_jobs.run(t, job, f"sum {plan.session}", posixpath.join(stage, plan.answer_name))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hpcbridge.errors import InvalidPath
-from hpcbridge.staging import chunked, cut_download, direct, s3_download, s3_upload
+from hpcbridge.staging import chunked, cut_download, direct, keyed_jobs, s3_download, s3_upload
 from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath, parse_remote
 from hpcbridge.staging.partfile import PartFile, Source
-from hpcbridge.staging.plan import RANGE, Route, get_route, put_route, verification
+from hpcbridge.staging.plan import RANGE, Limits, Route, get_route, put_route, verification
 from hpcbridge.staging.progress import Phase, Progress, Reporter, TransferResult
 
 
@@ -56,12 +58,13 @@ async def put_file(
         info = await system.client.system(system.name, patience=PATIENCE)
         t = Transfer(system, info, path, Reporter(progress, source.size), checked, account, source.size)
         _inside(t, target)
-        chosen = put_route(source.size, t.limits, wanted=route, needs_job=atomic or not target.upload_carries_it)
+        needs_job = atomic or not target.upload_carries_it
+        chosen = put_route(source.size, _usable(t, target, route), wanted=route, needs_job=needs_job)
         if chosen is Route.DIRECT:
             digest = await direct.put(t, source, target)
         elif chosen is Route.CHUNKED:
             digest = await chunked.put(t, source, target)
-        elif atomic or not target.commands_carry_it:
+        elif atomic or not target.scripts_carry_it:
             digest = await chunked.put_staged(t, source, target)
         else:
             digest = await s3_upload.put(t, source, target)
@@ -136,11 +139,39 @@ async def _by_s3(t: Transfer, remote: RemotePath, target: Path, mtime: int, *, r
     source = Source(t.site, t.name, str(remote), t.size, mtime)
     part = PartFile.open(target, source, RANGE, resume=resume)
     try:
-        digest = await s3_download.get(t, remote, part)
+        async with _plainly_named(t, remote) as plain:
+            digest = await s3_download.get(t, remote, part, plain)
         part.publish()
     finally:
         part.close()
     return digest
+
+
+@asynccontextmanager
+async def _plainly_named(t: Transfer, remote: RemotePath) -> AsyncIterator[RemotePath]:
+    """A path that the server's scripts can name: `remote` itself, or a link to it in the user's own directory."""
+    if remote.scripts_carry_it:
+        yield remote
+        return
+    stage = await keyed_jobs.private_directory(t)
+    link = RemotePath(stage, "data")
+    await t.client.symlink(t.name, str(remote), str(link))
+    try:
+        yield link
+    finally:
+        await keyed_jobs.remove_directory(t, stage)
+
+
+def _usable(t: Transfer, target: RemotePath, wanted: str | None) -> Limits:
+    """The limits for this target: without the object store where its directory breaks the server's scripts."""
+    if RemotePath(target.directory, "data").scripts_carry_it:
+        return t.limits
+    if wanted == Route.S3:
+        hint = "Leave the route out, or choose a directory without white space and shell characters"
+        raise t.error(
+            "the server's transfer scripts cannot name this directory", kind=InvalidPath, path=str(target), hint=hint
+        )
+    return replace(t.limits, s3=False)
 
 
 def _inside(t: Transfer, path: RemotePath) -> None:

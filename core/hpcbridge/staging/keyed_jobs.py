@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
+import secrets
 import time
 from contextlib import suppress
 
-from hpcbridge.errors import HpcBridgeError, InvalidPath, NotFound, Unavailable
+from hpcbridge.errors import AlreadyExists, HpcBridgeError, InvalidPath, NotFound, Unavailable
 from hpcbridge.jobs.spec import JobSpec
 from hpcbridge.jobs.state import LOST_RACE_EXIT, JobInfo, JobState
 from hpcbridge.jobs.submit import submit_once
@@ -32,13 +34,11 @@ def spec(t: Transfer, *, script: str, directory: str, label: str, session: str) 
     """A small job in the place that the site has for transfers. Raises InvalidPath for a directory jobs cannot use."""
     if any(c in '"\\' for c in directory):
         raise t.error("no job can be started in this directory", kind=InvalidPath, path=directory)
-    fields = transfer_directives(t.info.transfer_directives, t.info.scheduler.mode)
+    fields = transfer_directives(t.info.transfer_directives, t.info.scheduler.mode, t.account)
     minutes = MINUTES + t.size // RATE // 60
     own_limit = any("--time" in line or line.startswith("-t") for line in fields.get("directives", ()))
     if minutes > MINUTES or not own_limit:
         fields["time"] = str(minutes)
-    if t.account:
-        fields["account"] = t.account
     log = f"{directory}/{session}.log"
     return JobSpec(script=script, workdir=directory, name=label, output=log, error=log, **fields)
 
@@ -111,6 +111,14 @@ async def _look(t: Transfer, path: str) -> str | None:
     with suppress(NotFound, Unavailable):
         return (await t.client.download(t.name, path, polling=True)).decode(errors="replace")
     return None
+
+
+async def private_directory(t: Transfer) -> str:
+    """A new hidden directory in the user's own: nothing says that we may write beside a file that we may read."""
+    directory = posixpath.join(await t.system.home(), f".hpcbridge-get-{secrets.token_hex(8)}")
+    with suppress(AlreadyExists):
+        await t.client.mkdir(t.name, directory, parents=False, patience=PATIENCE)
+    return directory
 
 
 async def remove_directory(t: Transfer, directory: str) -> None:

@@ -1,7 +1,8 @@
 """Which remote paths can travel through the server's shell commands, and which names need a job instead.
 
 The server wraps every path into a shell command between single quotes (measured: a `'` in a path is 500, or changes the
-command), and a multipart upload renames silently (`a"b` arrives as `a%22b`, a newline as `%0A`, each with 204). A file
+command), and a multipart upload renames silently (`a"b` arrives as `a%22b`, a newline as `%0A`, each with 204). The scripts of the server's transfer jobs hold the path
+unquoted and HTML-escaped: white space and shell characters break them. A file
 whose *own* name has such a character is staged under a plain name and given its real name by our job, to which the name
 travels as base64. A *directory* with such a name cannot be reached by any call and is refused before anything is sent.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from dataclasses import dataclass
 
 from hpcbridge.errors import InvalidPath
@@ -18,6 +20,9 @@ NAME_MAX = 255
 """Bytes in one name; Linux file systems, Lustre and GPFS included."""
 PATH_MAX = 4095
 """Bytes in a whole path, the terminating NUL apart."""
+
+
+_SAFE_IN_SCRIPTS = re.compile(r"[\w./+=:,@%^-]+")
 
 
 def _breaks_a_command(text: str) -> bool:
@@ -49,6 +54,11 @@ class RemotePath:
     def upload_carries_it(self) -> bool:
         """Whether a direct upload arrives under this name."""
         return self.commands_carry_it and not _is_renamed_by_multipart(self.name)
+
+    @property
+    def scripts_carry_it(self) -> bool:
+        """Whether the server's own transfer scripts can name this path: unquoted, and HTML-escaped, in a shell."""
+        return _SAFE_IN_SCRIPTS.fullmatch(str(self)) is not None
 
     @property
     def encoded(self) -> bytes:

@@ -17,6 +17,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from hpcbridge.errors import HpcBridgeError, NotFound, TransferError, Unavailable
 
 T = TypeVar("T")
+Sink = Callable[[int, bytes], Awaitable[None]]
+"""Takes (offset, bytes)."""
 
 CONNECTIONS = 4
 """Requests in flight; more gain nothing on one link, and a store answers too many with 503."""
@@ -90,9 +92,7 @@ class ObjectStore:
         except httpx.TransportError as error:
             raise _lost(error) from None
 
-    async def read_range(
-        self, url: str, offset: int, length: int, sink: Callable[[int, bytes], Awaitable[None]]
-    ) -> None:
+    async def read_range(self, url: str, offset: int, length: int, sink: Sink) -> None:
         """Give every byte of a range to `sink(offset, data)`, once and in order; goes on where a connection broke.
 
         Raises like `put_part`.
