@@ -38,6 +38,7 @@ class _SiteTable(BaseModel):
     token_file: Text | None = None
     scope: Text | None = None
     audience: Text | None = None
+    client_auth: Literal["client_secret_post", "client_secret_basic"] | None = None
     issuer: Text | None = None
 
 

@@ -63,6 +63,7 @@ class CredentialSettings:
     token_file: str | None = None
     scope: str | None = None
     audience: str | None = None
+    client_auth: str | None = None
     issuer: str | None = None
 
 

@@ -28,9 +28,7 @@ from hpcbridge.errors import (
 )
 from hpcbridge.http.answers import About, explain_status, message_of
 
-_SSH_HINT = (
-    "The server could not open an SSH session on the system: too many at once, or the user's SSH credential is refused"
-)
+_SSH_HINT = "The server got no SSH session on the system: too many at once, or the user's SSH credential is refused"
 
 _WORDS: tuple[tuple[re.Pattern[str], type[HpcBridgeError], str | None], ...] = (
     (re.compile(r"No such file or directory|file_not_found"), PathNotFound, None),
@@ -54,7 +52,8 @@ _REFUSAL = re.compile(r"exit_status:(?!0\b)\d+\b.*?(?:sbatch|qsub): ", re.DOTALL
 
 _UNDECIDED = re.compile(
     r"Socket timed out|timed out|Zero Bytes were transmitted|Unable to contact|Unexpected message received"
-    r"|Communication connection failure|Message (?:send|receive) failure|Connection (?:reset|refused)|Transport endpoint"
+    r"|Communication connection failure|Message (?:send|receive) failure|Connection (?:reset|refused)"
+    r"|Transport endpoint"
     r"|Insane message length|Resource temporarily unavailable|Interrupted system call|Broken pipe",
     re.IGNORECASE,
 )

@@ -95,15 +95,15 @@ class FirecrestClient(Files, Transfers):
 
     async def nodes(self, system: str) -> list[Mapping[str, Any]]:
         """Nodes as the scheduler reports them."""
-        return await self._rest.call("nodes", system)
+        return list(await self._rest.call("nodes", system))
 
     async def partitions(self, system: str) -> list[Mapping[str, Any]]:
         """Partitions (queues) as the scheduler reports them."""
-        return await self._rest.call("partitions", system)
+        return list(await self._rest.call("partitions", system))
 
     async def reservations(self, system: str) -> list[Mapping[str, Any]]:
         """Reservations as the scheduler reports them."""
-        return await self._rest.call("reservations", system)
+        return list(await self._rest.call("reservations", system))
 
     async def userinfo(self, system: str) -> UserInfo:
         """Who we are on `system`; costs its login node three commands."""
@@ -112,7 +112,7 @@ class FirecrestClient(Files, Transfers):
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     async def submit(self, system: str, body: Mapping[str, Any], *, timeout: float | None = 60.0) -> str:
-        """Submit a job description (the value of `job` on the wire); returns its id. One attempt, on a connection of its own.
+        """Submit a job description (`job` on the wire); returns its id. One attempt, on a connection of its own.
 
         Raises:
             NotSent, Unavailable: a definite no that may be repeated (nothing sent, system unhealthy, no SSH
@@ -187,7 +187,9 @@ class FirecrestClient(Files, Transfers):
         path = f"/compute/{part(system)}/jobs/{job_part(job_id)}"
         rows = items(await self._get(path, about=about, patience=patience, polling=True), "jobs")
         if not rows:
-            raise JobNotFound("the scheduler does not know the job", site=self.session.site.name, **about)
+            raise JobNotFound(
+                "the scheduler does not know the job", site=self.session.site.name, system=system, job_id=job_id
+            )
         return [JobRow.from_json(item) for item in rows]
 
     async def metadata(self, system: str, job_id: str) -> JobMetadata:

@@ -29,11 +29,11 @@ _CHECKSUM_OF_ODD_NAME = re.compile(r"Invalid output: \\?([0-9a-f]{64})\s")
 
 
 class _Truncated(HpcBridgeError):
-    """408 to the upload of an empty file: the file exists by now, the server only waits for bytes that never come."""
+    """408 to the upload of an empty file: it exists by now, the server only waits for bytes that never come."""
 
 
 class Files(Endpoints):
-    """Files of one user, as the system's own tools see them. Paths are absolute; see `paths` for what cannot be sent."""
+    """Files of one user, as the system's tools see them. Paths are absolute; see `paths` for what cannot be sent."""
 
     _rest: Rest
 
@@ -48,7 +48,7 @@ class Files(Endpoints):
         dereference: bool = False,
         patience: float | None = None,
     ) -> list[FileEntry]:
-        """Entries of a directory, or the one of a file. Names with newlines do not round-trip; over 5 MiB is TooLarge."""
+        """Entries of a directory, or the one of a file. Newlines in names do not round-trip; over 5 MiB is TooLarge."""
         params = {"showHidden": hidden, "recursive": recursive, "numericUid": numeric, "dereference": dereference}
         response = await self._ops(system, "ls", path, {k: True for k, v in params.items() if v}, patience=patience)
         return [FileEntry.from_json(entry) for entry in output(response) or ()]
@@ -155,7 +155,7 @@ class Files(Endpoints):
         patience: float | None = None,
         polling: bool = False,
     ) -> FileContent:
-        """The last lines (10) or bytes; with `skip_heading` from that line or byte on (counted from 1, as `tail -c +N`).
+        """The last lines (10) or bytes; with `skip_heading` from that one on, counted from 1.
 
         Undecodable bytes come back as U+FFFD: only `download` is exact.
         """
@@ -196,7 +196,7 @@ class Files(Endpoints):
         patience: float | None = None,
     ) -> None:
         """One source (or, with `pattern`, the plain files whose name matches it) into a tar file, within 5 s."""
-        body = {"path": path, "targetPath": check_path(target, system), "compression": compression}
+        body: dict[str, Any] = {"path": path, "targetPath": check_path(target, system), "compression": compression}
         body |= {"dereference": dereference} | ({"matchPattern": pattern} if pattern else {})
         await self._ops_post(system, "compress", path, body, patience)
 

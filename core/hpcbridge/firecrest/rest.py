@@ -35,7 +35,8 @@ class Rest:
         client.num_retries_rate_limit = 0
         # Its messages name URLs; ours are logged by httpx, redacted.
         client.disable_client_logging = True
-        client._session = _Requests(self._session, {"system": system, **(about or {})}, once=method in _ONCE)
+        requests: Any = _Requests(self._session, {"system": system, **(about or {})}, once=method in _ONCE)
+        client._session = requests
         return await getattr(client, method)(system, *arguments)
 
 

@@ -36,7 +36,7 @@ class Transfers(Endpoints):
     async def transfer_download(
         self, system: str, path: str, *, account: str | None = None, patience: float | None = None
     ) -> S3Download:
-        """A presigned URL for `path`, and the egress job after which it answers; fails for empty files and directories."""
+        """A presigned URL for `path`, and the egress job after which it answers; not for empty files or directories."""
         answer = await self._transfer(
             system, "download", path, {"transferDirectives": {"transferMethod": "s3"}}, account, patience
         )

@@ -8,7 +8,7 @@ NEWEST = (9999,)
 
 
 def parse_version(text: str | None) -> tuple[int, ...]:
-    """`2.5.7` to (2, 5, 7). Source builds say `2.x.x`, and nothing has been heard at first: both count as the newest."""
+    """`2.5.7` to (2, 5, 7). Source builds (`2.x.x`) and what has not been heard yet count as the newest."""
     if text is None or not (found := re.match(r"v?(\d+(?:\.\d+)*)", text)) or "x" in text:
         return NEWEST
     return tuple(int(part) for part in found.group(1).split("."))

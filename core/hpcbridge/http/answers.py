@@ -1,4 +1,4 @@
-"""From a failed request to our error: what a status or a broken connection means, before anyone looks at FirecREST's words."""
+"""From a failed request to our error: what a status or a broken connection means, whatever the words."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _NOTHING_SENT = (
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait from Retry-After (seconds or a date) or RateLimit-Reset (seconds, or epoch seconds at some gateways)."""
+    """Seconds to wait, from Retry-After (seconds or a date) or RateLimit-Reset (seconds; epoch at some gateways)."""
     for name in ("retry-after", "ratelimit-reset", "x-ratelimit-reset"):
         text = headers.get(name)
         if text is None:
@@ -115,7 +115,7 @@ def explain_status(response: httpx.Response, about: About) -> HpcBridgeError:
 
 
 def explain_failure(error: Exception, about: About, *, safe: bool) -> HpcBridgeError:
-    """The error for a request without an answer: NotSent, else Unavailable if it is safe to repeat, else AmbiguousOutcome.
+    """The error for a request without an answer: NotSent, else Unavailable if safe to repeat, else AmbiguousOutcome.
 
     The text of `error` goes into the message; the exception itself must not be chained, because the frames of httpx
     and httpcore hold request headers.

@@ -21,7 +21,7 @@ class BreakerPolicy:
 
 
 class CircuitBreaker:
-    """Opens after consecutive failures of the site itself (refused, time-out, 502, 503, 504), not of one system or request."""
+    """Opens after consecutive failures of the site itself (refused, time-out, 502-504), not of one system."""
 
     def __init__(self, site: str, policy: BreakerPolicy | None = None) -> None:
         self.policy = policy or BreakerPolicy()

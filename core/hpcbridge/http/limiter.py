@@ -1,4 +1,4 @@
-"""How much we ask at a time: requests in flight (adaptive, per session) and polling (a fixed rate, per process and site).
+"""How much we ask at a time: requests in flight (adaptive, per session) and polling (a rate per process and site).
 
 OpenSSH allows 10 sessions per connection by default, and FirecREST turns more concurrent calls into sporadic 424 and
 500. What a site bears is not announced, so the number in flight is found as TCP finds its window: one more after a

@@ -22,7 +22,7 @@ _FORM = (
 )
 _QUERY = "X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token|Signature|AWSAccessKeyId|sig|temp_url_sig|code"
 _PATTERNS = (
-    # b'auth-token', b'eyJ…' as httpcore writes header lists; 'auth-token': 'eyJ…' as dicts print; auth-token: eyJ… as on the wire
+    # b'auth-token', b'eyJ…' as httpcore lists headers; 'auth-token': 'eyJ…' as in dicts; auth-token: eyJ… on the wire
     (re.compile(rf"(?i)(['\"](?:{_HEADERS})['\"]\s*[,:]\s*b?)(?:'[^']*'|\"[^\"]*\")"), rf"\1'{STARS}'"),
     (re.compile(rf"(?im)^(\s*(?:{_HEADERS})\s*:\s*)\S.*$"), rf"\1{STARS}"),
     (re.compile(rf"(?i)([?&](?:{_QUERY})=)[^&\s'\"<>)]+"), rf"\1{STARS}"),
@@ -34,12 +34,9 @@ _PATTERNS = (
 
 LOGGERS = (
     "httpx",
-    "httpcore",
-    "httpcore.connection",
-    "httpcore.http11",
-    "httpcore.http2",
-    "httpcore.proxy",
-    "httpcore.socks",
+    "httpx2",
+    *(f"{core}{part}" for core in ("httpcore", "httpcore2") for part in ("", ".connection", ".http11", ".http2")),
+    *(f"{core}.{part}" for core in ("httpcore", "httpcore2") for part in ("proxy", "socks")),
     "authlib",
     "firecrest",
     "firecrest.v2._async.Client",

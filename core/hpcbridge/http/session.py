@@ -190,7 +190,7 @@ class HttpSession:
 
     @property
     def storage(self) -> httpx.AsyncClient:
-        """A plain client for presigned URLs: this site's TLS and proxy, no token, no limiter, no retries; the caller's own time-outs hold."""
+        """A plain client for presigned URLs: the site's TLS and proxy, but no token, no limiter and no retries."""
         return self._client("storage")
 
     async def aclose(self) -> None:
@@ -209,7 +209,7 @@ class HttpSession:
             async with self.limiter.slot() as slot:
                 with self.breaker.admit() as admission:
                     bearer = await self._bearer()
-                    outcome = await self._exchange(call, bearer)
+                    outcome: httpx.Response | HpcBridgeError = await self._exchange(call, bearer)
                     if isinstance(outcome, httpx.Response):
                         outcome = self._judge(call, outcome)
                     status = outcome.status_code if isinstance(outcome, httpx.Response) else outcome.status
@@ -229,6 +229,7 @@ class HttpSession:
                 if not last:
                     continue
             break
+        assert isinstance(outcome, HpcBridgeError)
         raise outcome
 
     async def _bearer(self) -> Secret:

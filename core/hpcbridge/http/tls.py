@@ -12,7 +12,7 @@ from hpcbridge.sites import Site
 
 
 def ssl_context(site: Site) -> ssl.SSLContext:
-    """The context for a site: its `ca_file`, else SSL_CERT_FILE, else the usual public authorities; with its client certificate.
+    """The context for a site: its `ca_file`, else SSL_CERT_FILE, else the public authorities; its client certificate.
 
     Raises:
         ConfigurationError: a file cannot be read or is not PEM.
