@@ -53,7 +53,7 @@ def connection(sandbox: LocalSandbox) -> str:
 
 
 def follow_run(airflow: LocalAirflow, run_id: str, view: View, inbox: Path) -> str:
-    """Show every step as it happens; the structure file arrives once the sensor waits for it. Returns the run's state."""
+    """Show every step as it happens, and let the structure arrive when the sensor waits. Returns the run's state."""
     deadline = time.monotonic() + TIMEOUT
     shown = 0
     while time.monotonic() < deadline:
@@ -151,7 +151,7 @@ def main() -> int:
     return code
 
 
-def _end(number: int, frame: FrameType | None) -> Any:
+def _end(number: int, _frame: FrameType | None) -> Any:
     raise SystemExit(128 + number)
 
 

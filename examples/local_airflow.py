@@ -136,12 +136,14 @@ class LocalAirflow:
             self.start_component(name)
         self.wait_healthy(timeout)
 
-    def start_component(self, name: str) -> subprocess.Popen[bytes]:
-        """Start one part (again); its output is appended to `<home>/<name>.log`."""
-        with (self.home / f"{name}.log").open("ab") as log:
+    def start_component(self, name: str, called: str | None = None) -> subprocess.Popen[bytes]:
+        """Start one part (again), or one more of it under another name; its output goes to `<home>/<called>.log`."""
+        called = called or name
+        own = {"AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port())} if called != name else {}
+        with (self.home / f"{called}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*_AIRFLOW, name],
-                env=self.environment,
+                env=self.environment | own,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -149,7 +151,7 @@ class LocalAirflow:
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # one prctl call: no lock is taken
             )
-        self.processes[name] = process
+        self.processes[called] = process
         return process
 
     def signal_component(self, name: str, number: int) -> None:
@@ -164,6 +166,17 @@ class LocalAirflow:
         """SIGKILL one part and everything that it started, and wait for its end."""
         self.signal_component(name, signal.SIGKILL)
         self.processes.pop(name).wait(30)
+
+    def stop_component(self, called: str, grace: float = 10.0) -> None:
+        """SIGTERM one part, SIGKILL after `grace` seconds."""
+        process = self.processes[called]
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.kill_component(called)
+        else:
+            del self.processes[called]
 
     def stop(self, grace: float = 10.0) -> None:
         """End every part and what it started: SIGTERM to the group, SIGKILL after `grace` seconds."""
