@@ -1,10 +1,10 @@
 """Which remote paths can travel through the server's shell commands, and which names need a job instead.
 
 The server wraps every path into a shell command between single quotes (measured: a `'` in a path is 500, or changes the
-command), and a multipart upload renames silently (`a"b` arrives as `a%22b`, a newline as `%0A`, each with 204). The scripts of the server's transfer jobs hold the path
-unquoted and HTML-escaped: white space and shell characters break them. A file
-whose *own* name has such a character is staged under a plain name and given its real name by our job, to which the name
-travels as base64. A *directory* with such a name cannot be reached by any call and is refused before anything is sent.
+command), a multipart upload renames silently (`a"b` arrives as `a%22b`, a newline as `%0A`, each with 204), and the
+scripts of the server's transfer jobs hold paths unquoted and HTML-escaped, so that white space and shell characters
+break them. A file whose *own* name has such a character is staged under a plain name and given its real name by our
+job, to which the name travels as base64. A *directory* that no call can name is refused before anything is sent.
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ ATTEMPTS = 2
 
 
 async def get(t: Transfer, remote: RemotePath, part: PartFile, plain: RemotePath | None = None) -> str | None:
-    """Fill `part` with `remote`, which the server's scripts know as `plain`; returns the SHA-256 both sides agree on, None when only the size was compared.
+    """Fill `part` with `remote`, which the server's scripts know as `plain`.
 
+    Returns the SHA-256 both sides agree on, None when only the size was compared.
     Raises TransferError when the server's job did not do its work, IntegrityError when the file differs.
     """
     # The sum is computed on the system while its job runs, so it costs no time here.
