@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from hpcbridge.firecrest import FirecrestClient
     from hpcbridge.http import HttpSession
     from hpcbridge.jobs.watch import JobWatcher
-    from hpcbridge.sites import Site
+    from hpcbridge.sites import CredentialSettings, Site
 
 LINGER = 30.0
 """Seconds that an entry nobody uses is kept, so that short-lived users of one loop share connections and token."""
 
-Key = tuple[int, int, "Site", str]
+Key = tuple[int, int, "Site", "CredentialSettings", str]
 
 
 class Entry:
@@ -112,7 +112,8 @@ def current(site: Site, credential: Credential) -> Entry:
     Raises RuntimeError outside a running event loop.
     """
     loop = asyncio.get_running_loop()
-    key = (os.getpid(), id(loop), site, credential.identity)
+    # The settings, too: whoever corrects a wrong secret must not get the session that was made with it.
+    key = (os.getpid(), id(loop), site, site.credentials, credential.identity)
     entry = _entries.get(key)
     # A new loop may get the address of one that has gone.
     if entry is None or entry.loop is not loop:

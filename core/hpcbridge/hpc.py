@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hpcbridge.jobs.intents import IntentStore
     from hpcbridge.jobs.spec import JobSpec
     from hpcbridge.jobs.state import JobInfo
+    from hpcbridge.jobs.submit import Submitted
     from hpcbridge.jobs.watch import JobWatcher
     from hpcbridge.sites import Site
     from hpcbridge.staging import Progress, TransferResult
@@ -158,14 +160,19 @@ class System:
         spec names none, the working directory is the user's own and the account the site's default for the system.
         Raises SubmitRejected, KeyConflict, InvalidSpec, Unavailable.
         """
-        from hpcbridge.jobs.submit import submit_once
+        from hpcbridge.jobs.submit import SubmitPolicy, submit_once
 
         async with self._use() as (entry, name):
-            filled = {"workdir": spec.workdir or await self.home(), "account": self._account(spec.account)}
+            patience = SubmitPolicy().patience
+            user = await self._user(entry, name, patience)
+            filled = {
+                "workdir": spec.workdir or await self._home(entry, name, patience),
+                "account": self._account(spec.account),
+            }
             spec = spec.replace(**{field: value for field, value in filled.items() if value})
-            user = await self.user()
+            since = datetime.now(UTC)
             done = await submit_once(entry.client, name, spec, key, store=store, user=user)
-        return Job(self, done.job_id, done.name, adopted=done.adopted, spec=spec, env_path=done.env_path)
+        return Job(self, done.job_id, done.name, spec=spec, submitted=done, since=None if done.adopted else since)
 
     def job(self, job_id: str | int, name: str | None = None) -> Job:
         """A handle on a job that exists already; nothing is sent."""
@@ -239,7 +246,7 @@ class System:
     async def ls(self, path: str, *, hidden: bool = False) -> list[FileEntry]:
         """The entries of a directory, without `.` and `..`. Raises PathNotFound, PermissionDenied."""
         async with self._use() as (entry, name):
-            entries = await entry.client.ls(name, path, show_hidden=hidden)
+            entries = await entry.client.ls(name, path, hidden=hidden)
         return [each for each in entries if each.name not in (".", "..")]
 
     async def stat(self, path: str) -> FileStat:
@@ -270,11 +277,14 @@ class System:
     async def user(self) -> str:
         """The user's name on the system."""
         async with self._use() as (entry, name):
-            if name not in entry.users:
-                # Every answer names the user in a header; asking costs the login node three commands.
-                await entry.client.system(name)
-                entry.users[name] = entry.client.username or (await entry.client.userinfo(name)).name
-            return entry.users[name]
+            return await self._user(entry, name)
+
+    async def _user(self, entry: _registry.Entry, name: str, patience: float | None = None) -> str:
+        if name not in entry.users:
+            # Every answer names the user in a header; asking costs the login node three commands.
+            await entry.client.system(name, patience=patience)
+            entry.users[name] = entry.client.username or (await entry.client.userinfo(name)).name
+        return entry.users[name]
 
     async def home(self) -> str:
         """The user's own directory: `<file system>/<user>` on the default file system, else on the first that has one.
@@ -282,21 +292,24 @@ class System:
         Raises ConfigurationError when there is none.
         """
         async with self._use() as (entry, name):
-            if name not in entry.homes:
-                entry.homes[name] = await self._find_home(entry.client, name)
-            return entry.homes[name]
+            return await self._home(entry, name)
 
-    async def _find_home(self, client: FirecrestClient, name: str) -> str:
+    async def _home(self, entry: _registry.Entry, name: str, patience: float | None = None) -> str:
+        if name not in entry.homes:
+            entry.homes[name] = await self._find_home(entry, name, patience)
+        return entry.homes[name]
+
+    async def _find_home(self, entry: _registry.Entry, name: str, patience: float | None) -> str:
         from hpcbridge.errors import ConfigurationError, InvalidRequest, NotFound, PermissionDenied
 
-        user = await self.user()
-        info = await client.system(name)
+        user = await self._user(entry, name, patience)
+        info = await entry.client.system(name, patience=patience)
         tried = []
         for file_system in sorted(info.file_systems, key=lambda each: not each.default_work_dir):
             path = f"{file_system.path.rstrip('/')}/{user}"
             tried.append(path)
             with suppress(NotFound, PermissionDenied, InvalidRequest):
-                await client.stat(name, path)
+                await entry.client.stat(name, path, patience=patience)
                 return path
         raise ConfigurationError(
             f"no directory of your own was found (tried {', '.join(tried) or 'nothing: no file systems'})",
@@ -324,18 +337,20 @@ class Job:
         job_id: str,
         name: str | None = None,
         *,
-        adopted: bool = False,
         spec: JobSpec | None = None,
-        env_path: str | None = None,
+        submitted: Submitted | None = None,
+        since: datetime | None = None,
     ) -> None:
         """Prefer `System.submit()` or `System.job()`."""
         self.system = system
         self.id = job_id
         self.name = name
-        self.adopted = adopted
-        """True when `submit` found the job that an earlier submit with the same key had made."""
         self.spec = spec
-        self._env_path = env_path
+        self.adopted = submitted is not None and submitted.adopted
+        """True when `submit` found the job that an earlier submit with the same key had made."""
+        self._since = since
+        self._array = submitted.array if submitted is not None else None
+        self._env_path = submitted.env_path if submitted is not None else None
 
     def __repr__(self) -> str:
         return f"Job({self.id} on {self.system!r})"
@@ -352,7 +367,7 @@ class Job:
         OutOfMemory …) with the last lines it wrote. Raises JobVanished.
         """
         async with self.system._use() as (entry, system):
-            info = await entry.watcher(system).wait(self.id, name=self.name, on_change=on_change)
+            info = await self._end(entry.watcher(system), on_change)
             await self._remove_environment(entry.client, system)
             if check and not info.ok:
                 from hpcbridge.jobs.logs import post_mortem
@@ -361,6 +376,11 @@ class Job:
                 assert failure is not None
                 raise failure
             return info
+
+    async def _end(self, watcher: JobWatcher, on_change: Callable[[JobInfo], None] | None = None) -> JobInfo:
+        return await watcher.wait(
+            self.id, name=self.name, submitted_at=self._since, array=self._array, on_change=on_change
+        )
 
     async def _remove_environment(self, client: FirecrestClient, system: str) -> None:
         """Remove the private file of `env` values; it stays (mode 0600, in the work directory) when that fails."""
@@ -394,7 +414,7 @@ class Job:
                     raise refusal from None
                 return info
             if verify:
-                return await watcher.wait(self.id, name=self.name)
+                return await self._end(watcher)
             return await watcher.info(self.id, name=self.name)
 
     async def output_path(self, stream: Stream = "stdout") -> str:
@@ -421,7 +441,7 @@ class Job:
                 )
             for part in [Job(self.system, task.job_id, self.name, spec=self.spec) for task in info.tasks] or [self]:
                 path = await part.output_path(stream)
-                ended = asyncio.ensure_future(entry.watcher(system).wait(self.id, name=self.name)) if follow else None
+                ended = asyncio.ensure_future(self._end(entry.watcher(system))) if follow else None
                 try:
                     async for chunk in follow_file(entry.client, system, path, until=ended, offset=offset):
                         yield chunk

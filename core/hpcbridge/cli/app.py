@@ -19,8 +19,8 @@ EPILOG = "\n\n".join(
         "A remote path is [bold]/absolute/path[/bold] on the default system or [bold]system:/absolute/path[/bold].",
         "The deployment comes from FIRECREST_URL, AUTH_TOKEN_URL, FIRECREST_CLIENT_ID, FIRECREST_CLIENT_SECRET and "
         "FIRECREST_SYSTEM, or from a section of the configuration file named with --site.",
-        "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 69 unavailable, 70 a defect, 74 transfer failed, 75 try "
-        "again, 77 login or permission, 78 configuration, 124 time limit, 130 cancelled or interrupted; with submit "
+        "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 69 unavailable, 70 a defect, 74 transfer failed, 75 "
+        "try again, 77 login or permission, 78 configuration, 124 time limit, 130 cancelled or interrupted; with submit "
         "--wait the job's own.",
     )
 )
@@ -68,7 +68,8 @@ def _report(error: Exception) -> ExitCode:
     from hpcbridge.errors import HpcBridgeError
 
     if isinstance(error, HpcBridgeError):
-        _say("Error: " + str(error))
+        hint, error.hint = error.hint or _next_step(error), None
+        _say(f"Error: {error}", f"Next: {hint}" if hint else None)
         return for_error(error)
     if isinstance(error, OSError) and error.filename is not None:
         _say(f"Error: {error.filename}: {error.strerror}.")
@@ -78,6 +79,21 @@ def _report(error: Exception) -> ExitCode:
         "This is a defect of hpcbridge. `hpcbridge --debug …` shows where; please report it.",
     )
     return ExitCode.INTERNAL
+
+
+_NEXT_STEPS = {
+    "JobNotFound": "`hpcbridge status` lists your jobs",
+    "PathNotFound": "`hpcbridge ls DIRECTORY` shows what is there",
+    "PermissionDenied": "`hpcbridge doctor` shows who you are there",
+    "Unavailable": "Try again later; `hpcbridge doctor` shows what answers",
+    "ServerError": "`hpcbridge doctor` shows what answers; tell the site the request id",
+}
+
+
+def _next_step(error: Exception) -> str | None:
+    """What to do about an error that does not say so itself; its nearest class decides."""
+    names = (kind.__name__ for kind in type(error).__mro__)
+    return next((_NEXT_STEPS[name] for name in names if name in _NEXT_STEPS), None)
 
 
 def _say(*lines: str | None) -> None:

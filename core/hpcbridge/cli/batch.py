@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,12 @@ from hpcbridge.cli.exits import ExitCode, for_job
 from hpcbridge.cli.remote import is_remote, parse_remote
 
 if TYPE_CHECKING:
+    from hpcbridge._output_paths import Stream
     from hpcbridge.hpc import Job
     from hpcbridge.jobs.state import JobInfo
+
+LABEL_MAX = 40
+"""Characters of a job's name, as `JobSpec.name` takes it."""
 
 STATUS_FIELDS = (
     "job_id",
@@ -111,7 +116,7 @@ def submit(
     if queue_timeout is not None and not wait:
         raise usage_error("it works together with --wait only", "--queue-timeout")
     options: dict[str, Any] = {
-        "name": name,
+        "name": name or _label(key, script),
         "workdir": workdir,
         "account": account,
         "partition": partition,
@@ -148,6 +153,13 @@ def _read_script(script: str) -> tuple[str | None, dict[str, str]]:
         raise usage_error(f"{script!r} is not a text file", "SCRIPT") from None
 
 
+def _label(key: str | None, script: str) -> str:
+    """A job name from the key, so that the same key gives the same name, else from the script's file name."""
+    text = key if key is not None else Path(script).stem
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).lstrip("_.-0123456789")[:LABEL_MAX]
+    return label or "job"
+
+
 def _environment(pairs: list[str]) -> dict[str, str]:
     import os
 
@@ -176,19 +188,24 @@ async def _submit(
         system = choose_system(hpc, state, where)
         spec = JobSpec(**options)
         again = "Repeat the same command to find out" if key else "`hpcbridge status` lists your jobs"
+        await system.info()  # a server that is down is told now; once submitting has begun, outages are waited out
         state.interrupt_note = f"The job may or may not have been submitted. {again}."
         job = await system.submit(spec, key=key)
         state.interrupt_note = _goes_on(job)
         if not wait:
             _print_submitted(job, as_json=as_json)
             return ExitCode.OK
-        output.note(f"{'Found' if job.adopted else 'Submitted'} job {job.id} on {system.name}.")
+        output.note(f"{_verb(job)} job {job.id} on {system.name}.")
         with output.job_progress() as show:
             info = await _wait(job, show, queue_timeout)
         if info is None:
             output.note(f"Job {job.id} had not started after {queue_timeout:g} s and was cancelled.")
             return ExitCode.TRY_AGAIN
         return await _print_end(job, info, as_json=as_json)
+
+
+def _verb(job: Job) -> str:
+    return "Found" if job.adopted else "Submitted"
 
 
 def _goes_on(job: Job) -> str:
@@ -236,8 +253,7 @@ def _print_submitted(job: Job, *, as_json: bool) -> None:
             }
         )
     elif output.stdout_is_terminal():
-        verb = "Found" if job.adopted else "Submitted"
-        output.note(f"{verb} job {job.id} on {job.system.name}. Follow it: hpcbridge logs -f {job.id}")
+        output.note(f"{_verb(job)} job {job.id} on {job.system.name}. Follow it: hpcbridge logs -f {job.id}")
     else:
         print(job.id)  # noqa: T201
 
@@ -307,7 +323,7 @@ def logs(
     run(_logs(state, job, follow=follow, stream="stderr" if stderr else "stdout"))
 
 
-async def _logs(state: State, job_id: str, *, follow: bool, stream: str) -> None:
+async def _logs(state: State, job_id: str, *, follow: bool, stream: Stream) -> None:
     async with connect(state) as hpc:
         async for chunk in choose_system(hpc, state).job(job_id).logs(follow=follow, stream=stream):
             output.print_bytes(chunk)

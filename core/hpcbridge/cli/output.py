@@ -173,7 +173,7 @@ def job_progress(quiet: bool = False) -> Iterator[Callable[[JobInfo], None] | No
         yield None
         return
     if not sys.stderr.isatty():
-        yield lambda info: note(describe(info))
+        yield _state_lines()
         return
     from rich.markup import escape
     from rich.progress import Progress as Bars
@@ -194,11 +194,24 @@ def job_progress(quiet: bool = False) -> Iterator[Callable[[JobInfo], None] | No
         yield show
 
 
+def _state_lines() -> Callable[[JobInfo], None]:
+    seen: list[str] = []
+
+    def show(info: JobInfo) -> None:
+        if seen[-1:] != [line := describe(info)]:
+            seen.append(line)
+            note(line)
+
+    return show
+
+
 def describe(info: JobInfo) -> str:
     """One line about a job: `job 12 PENDING, waiting in the queue (Resources)`."""
     line = f"job {info.job_id} {info.state}"
-    if str(info.state) == "PENDING":
+    if info.state.is_queued:
         line += ", waiting in the queue"
-    if info.reason and info.reason != "None":
+    if info.tasks:
+        line += f", {sum(task.is_terminal for task in info.tasks)} of {len(info.tasks)} tasks ended"
+    if info.reason:
         line += f" ({info.reason})"
     return line
