@@ -160,29 +160,19 @@ def find_directory(wanted: Path) -> tuple[Path, bool]:
     raise NoExtendedAttributes(f"no place for the object store: no extended attributes in {', '.join(tried)}")
 
 
-def write_layout(root: Path, ports: dict[str, int]) -> StoreLayout:
-    """Write configuration and rings for servers on *ports* (one per name in SERVERS); objects that exist are kept.
+def write_layout(root: Path) -> StoreLayout:
+    """Write the configuration under *root*; objects that exist are kept.
 
-    The keys and the hash prefix, which place objects, are made once and read again by a later start.
+    The keys and the hash prefix, which places objects, are made once and read again by a later start.
     """
     layout = _identity(root)
-    layout.etc.mkdir(parents=True, exist_ok=True, mode=0o700)
     (layout.devices / _DEVICE).mkdir(parents=True, exist_ok=True, mode=0o700)
-    _private(
-        layout.config("proxy"),
-        _PROXY.format(
-            etc=layout.etc,
-            faults=layout.faults,
-            region=REGION,
-            account=_ACCOUNT,
-            user=_USER,
-            secret=layout.secret_key,
-        ),
-    )
+    values = {"etc": layout.etc, "devices": layout.devices, "faults": layout.faults, "region": REGION}
+    proxy = _PROXY.format(**values, account=_ACCOUNT, user=_USER, secret=layout.secret_key)
+    _private(layout.config("proxy"), proxy)
     for kind in SERVERS:
-        text = _STORAGE.format(etc=layout.etc, devices=layout.devices, kind=kind)
+        text = _STORAGE.format(**values, kind=kind)
         _private(layout.config(kind), text + (_OBJECT if kind == "object" else ""))
-        _write_ring(layout.etc, kind, ports[kind])
     return layout
 
 
@@ -207,8 +197,11 @@ def _private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _write_ring(etc: Path, kind: str, port: int) -> None:
-    # Imported here: Swift takes a quarter of a second to import, which the sandbox's start need not wait for.
+def write_ring(etc: Path, kind: str, port: int) -> None:
+    """Write the ring of the servers of *kind*: one replica on one device behind *port*.
+
+    Only for the store's own process: Swift brings eventlet with it, which does not mix with asyncio and threads.
+    """
     from swift.common.ring import RingBuilder
 
     builder = RingBuilder(2, 1, 0)

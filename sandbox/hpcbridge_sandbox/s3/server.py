@@ -1,6 +1,8 @@
-"""One process of the object store: ``python -m hpcbridge_sandbox.s3.server ETC KIND=FD [KIND=FD ...]``.
+"""The object store's processes: ``python -m hpcbridge_sandbox.s3.server PARENT ETC KIND=FD [KIND=FD ...]``.
 
-The parent binds the sockets and hands them down, so that no port is guessed. The parent's death ends the process.
+PARENT is the process id whose death ends this one. The parent binds the sockets and hands them down, so that no port
+is guessed. The storage servers and the proxy are two processes, as every byte goes through both and a small machine
+has two cores.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
+
+from hpcbridge_sandbox.s3.layout import SERVERS, write_ring
 
 _PR_SET_PDEATHSIG = 1
 
@@ -53,34 +58,58 @@ def _serve(app: Any, descriptor: int) -> None:
     )
 
 
-def main(arguments: list[str]) -> None:
-    """Serve until killed; *arguments* as in the module's first line, with the parent's process id put first."""
-    parent, etc, *servers = arguments
-    _die_with_parent(int(parent))
-    warnings.filterwarnings("ignore", module="eventlet")
+def _open_listeners(pairs: list[str]) -> dict[str, socket.socket]:
+    listeners = {}
+    for pair in pairs:
+        kind, _, descriptor = pair.partition("=")
+        listeners[kind] = socket.socket(fileno=int(descriptor))
+        listeners[kind].set_inheritable(False)
+    return listeners
 
+
+def _serve_all(etc: Path, listeners: dict[str, socket.socket]) -> None:
     from swift.common import utils
     from swift.common.concurrency import greenthread_spawn, hubs
     from swift.common.wsgi import loadapp
+    from swift.obj import diskfile
 
     hubs.use_hub(utils.get_hub())
     utils.monkey_patch()
-    utils.set_swift_dir(etc)
-    utils.validate_configuration()
-    utils.disable_fallocate()
     # A killed sandbox may lose its last object; waiting for the disk would only slow every test down.
-    from swift.obj import diskfile
-
     diskfile.fsync = lambda _fd: None
     diskfile.fsync_dir = lambda _path: None
     threads = []
-    for pair in servers:
-        kind, _, descriptor = pair.partition("=")
-        os.set_inheritable(int(descriptor), False)
-        app = loadapp(str(Path(etc) / f"{kind}-server.conf"), global_conf={"log_name": f"{kind}-server"})
-        threads.append(greenthread_spawn(_serve, app, int(descriptor)))
+    for kind, listener in listeners.items():
+        app = loadapp(str(etc / f"{kind}-server.conf"), global_conf={"log_name": f"{kind}-server"})
+        threads.append(greenthread_spawn(_serve, app, listener.detach()))
     for thread in threads:
         thread.wait()
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until killed; *arguments* as in the module's first line."""
+    _die_with_parent(int(arguments[0]))
+    warnings.filterwarnings("ignore", module="eventlet")
+    etc, listeners = Path(arguments[1]), _open_listeners(arguments[2:])
+
+    from swift.common import utils
+    from swift.obj import server as _storage
+    from swift.proxy import server as _proxy
+
+    assert _storage, _proxy  # imported once, before the fork
+    utils.set_swift_dir(str(etc))
+    utils.validate_configuration()
+    utils.disable_fallocate()
+    for kind in SERVERS:
+        write_ring(etc, kind, listeners[kind].getsockname()[1])
+    front = {"proxy": listeners.pop("proxy")}
+    this = os.getpid()
+    if os.fork() == 0:
+        _die_with_parent(this)
+        listeners, front = front, {}
+    for kind in front:
+        front[kind].close()
+    _serve_all(etc, listeners)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hpcbridge_sandbox.s3.layout import REGION, SERVERS, StoreLayout, find_directory, write_layout
+from hpcbridge_sandbox.s3.rules import check_rules
 
 URL_LIFETIME = 604_800
 """Seconds for which a presigned URL holds (``X-Amz-Expires`` of the recorded answers: seven days)."""
 
 _START_TIMEOUT = 60.0
-_STOP_TIMEOUT = 5.0
 
 
 class StoreUnavailable(RuntimeError):
@@ -36,23 +36,34 @@ class ObjectStore:
         self._state = state
         self._log = log or state / "s3.log"
         self._lock = asyncio.Lock()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._process: subprocess.Popen[bytes] | None = None
         self._temporary: Path | None = None
         self._layout: StoreLayout | None = None
         self._client: Any = None
         self._buckets: set[str] = set()
-        self.port: int | None = None
+        self._listener: socket.socket | None = None
         self._rules: Mapping[str, float] = {}
 
     @property
     def running(self) -> bool:
         """Whether the store was started and lives."""
-        return bool(self._processes) and all(process.poll() is None for process in self._processes)
+        return self._process is not None and self._process.poll() is None
 
     @property
     def endpoint(self) -> str:
-        """Address of the running store, ``http://127.0.0.1:PORT``."""
-        return f"http://127.0.0.1:{self.port}"
+        """Address of the store, ``http://127.0.0.1:PORT``; the port is taken at once, the processes come later."""
+        return f"http://127.0.0.1:{self._reserve()}"
+
+    def _reserve(self) -> int:
+        if self._listener is None:
+            remembered = self._state / "port"
+            with contextlib.suppress(OSError, ValueError):
+                self._listener = _listen(int(remembered.read_text()))
+            self._listener = self._listener or _listen(0)
+            self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            remembered.write_text(str(self._listener.getsockname()[1]))
+        port: int = self._listener.getsockname()[1]
+        return port
 
     @property
     def client(self) -> Any:
@@ -63,37 +74,48 @@ class ObjectStore:
         """Start the store unless it runs.
 
         Raises:
-            StoreUnavailable: it ended, or did not answer within a minute.
+            StoreUnavailable: it ended, did not answer within a minute, or is down by a fault.
         """
+        if self._rules.get("down"):
+            raise StoreUnavailable("the object store is down by a fault")
         async with self._lock:
-            if not self.running:
-                await asyncio.to_thread(self._start)
+            if self.running:
+                return
+            self._stop()
+            listeners = await asyncio.to_thread(self._prepare)
+            # Spawned by this thread: the kernel's "parent died" signal means the thread, and workers come and go.
+            self._spawn(listeners)
+            self._buckets.clear()
+            await asyncio.to_thread(self._wait_ready)
 
-    def _start(self) -> None:
-        self._stop()
+    def _prepare(self) -> dict[str, socket.socket]:
         root, temporary = find_directory(self._state)
         self._temporary = root if temporary else None
-        listeners = {kind: _listen(None) for kind in SERVERS}
-        listeners["proxy"] = _listen(self._remembered_port(root))
-        ports = {kind: listener.getsockname()[1] for kind, listener in listeners.items()}
-        self._layout = write_layout(root, ports)
-        self.port = ports["proxy"]
-        (root / "etc" / "port").write_text(str(self.port))
-        self.set_faults(self._rules)
-        with self._log.open("ab") as log:
-            # Two processes, as the bytes go through both: one per core is what a small machine has.
-            for kinds in (SERVERS, ("proxy",)):
-                self._processes.append(_spawn(self._layout.etc, {kind: listeners[kind] for kind in kinds}, log))
-        for listener in listeners.values():
-            listener.close()
+        listeners = {kind: _listen(0) for kind in SERVERS}
+        self._reserve()
+        assert self._listener is not None
+        listeners["proxy"] = self._listener
+        self._layout = write_layout(root)
+        self._write_rules()
         self._client = _client(self.endpoint, self._layout)
-        self._buckets.clear()
-        self._wait_ready()
+        return listeners
 
-    def _remembered_port(self, root: Path) -> int | None:
-        with contextlib.suppress(OSError, ValueError):
-            return int((root / "etc" / "port").read_text())
-        return None
+    def _spawn(self, listeners: Mapping[str, socket.socket]) -> None:
+        assert self._layout is not None
+        pairs = [f"{kind}={listener.fileno()}" for kind, listener in listeners.items()]
+        with self._log.open("ab") as log:
+            # No secret is in these arguments: the keys are in files of mode 0600.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hpcbridge_sandbox.s3.server", str(os.getpid()), str(self._layout.etc), *pairs],
+                pass_fds=[listener.fileno() for listener in listeners.values()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "EVENTLET_NO_GREENDNS": "yes", "PYTHONWARNINGS": "ignore"},
+            )
+        # The proxy's socket stays open here as well, so that the address is still ours when the processes end.
+        for kind in SERVERS:
+            listeners[kind].close()
 
     def _wait_ready(self) -> None:
         # The sockets listen since before the processes did, so one request waits as long as the start takes.
@@ -110,17 +132,18 @@ class ObjectStore:
         """End the store's processes."""
         async with self._lock:
             await asyncio.to_thread(self._stop)
+            self._release()
+
+    def _release(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     def _stop(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes.clear()
+        if self._process is not None:
+            self._process.kill()  # its second process dies with it; every object is complete or absent on disk
+            self._process.wait()
+            self._process = None
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
@@ -144,13 +167,26 @@ class ObjectStore:
         url: str = self._client.generate_presigned_url(action, params, URL_LIFETIME, method)
         return url
 
-    def set_faults(self, rules: Mapping[str, float]) -> None:
-        """Inject *rules* from now on (``hpcbridge_sandbox.s3.faults``); an empty mapping ends them."""
-        self._rules = dict(rules)
-        if self._layout is None:
+    async def inject(self, rules: Mapping[str, Any]) -> None:
+        """Inject the faults *rules* from now on; an empty mapping ends them.
+
+        Names are those of `hpcbridge_sandbox.s3.faults`; besides, ``{"down": 1}`` ends the store and refuses its start.
+
+        Raises:
+            ValueError: an unknown name or a value that is no number of zero or more.
+        """
+        async with self._lock:
+            self._rules = check_rules(rules)
+            if self._rules.get("down"):
+                await asyncio.to_thread(self._stop)
+                self._release()
+            self._write_rules()
+
+    def _write_rules(self) -> None:
+        if self._layout is None or not self._layout.root.exists():
             return
         path = self._layout.faults
-        if not rules:
+        if not self._rules:
             path.unlink(missing_ok=True)
             return
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
@@ -158,31 +194,16 @@ class ObjectStore:
         Path(file.name).replace(path)
 
 
-def _listen(port: int | None) -> socket.socket:
+def _listen(port: int) -> socket.socket:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port or 0))
+        listener.bind(("127.0.0.1", port))
     except OSError:
-        if not port:
-            raise
         listener.close()
-        return _listen(None)
+        raise
     listener.listen(256)
     return listener
-
-
-def _spawn(etc: Path, listeners: Mapping[str, socket.socket], log: Any) -> subprocess.Popen[bytes]:
-    pairs = [f"{kind}={listener.fileno()}" for kind, listener in listeners.items()]
-    # Not a shell, and only our own names: no secret is in these arguments, the keys are in files of mode 0600.
-    return subprocess.Popen(
-        [sys.executable, "-m", "hpcbridge_sandbox.s3.server", str(os.getpid()), str(etc), *pairs],
-        pass_fds=[listener.fileno() for listener in listeners.values()],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env={**os.environ, "EVENTLET_NO_GREENDNS": "yes", "PYTHONWARNINGS": "ignore"},
-    )
 
 
 def _client(endpoint: str, layout: StoreLayout) -> Any:

@@ -1,0 +1,42 @@
+"""Names of the object store's faults.
+
+Each value is a probability from 0 to 1 unless said otherwise:
+
+- ``part_failure``: a part's PUT answers 503 SlowDown, its bytes unread;
+- ``part_corruption``: one byte of a part is changed before it is stored;
+- ``part_delay``: seconds before a part is read;
+- ``part_drop``: the connection ends in the middle of a part's PUT, without an answer;
+- ``completion_status``: status with which CompleteMultipartUpload answers, nothing done;
+- ``completion_lost``: CompleteMultipartUpload is done, its answer is a 500;
+- ``get_failure``: a GET answers 503;
+- ``get_truncation``: a GET's body ends half-way;
+- ``get_corruption``: one byte of a GET's body is changed;
+- ``get_delay``: seconds before a GET is answered;
+- ``count``: how many faults remain to be injected; absent means no end;
+- ``down``: the store does not run at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RULES = frozenset(
+    {"part_failure", "part_corruption", "part_delay", "part_drop", "completion_status", "completion_lost"}
+    | {"get_failure", "get_truncation", "get_corruption", "get_delay", "count", "down"}
+)
+
+
+def check_rules(rules: Mapping[str, Any]) -> dict[str, float]:
+    """*rules* as numbers.
+
+    Raises:
+        ValueError: an unknown name, or a value that is not a number of zero or more.
+    """
+    unknown = sorted(set(rules) - RULES)
+    if unknown:
+        raise ValueError(f"unknown S3 fault {', '.join(unknown)}; known: {', '.join(sorted(RULES))}")
+    for name, value in rules.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError(f"S3 fault {name} wants a number of zero or more")
+    return dict(rules)
