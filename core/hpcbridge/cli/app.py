@@ -19,9 +19,9 @@ EPILOG = "\n\n".join(
         "A remote path is [bold]/absolute/path[/bold] on the default system or [bold]system:/absolute/path[/bold].",
         "The deployment comes from FIRECREST_URL, AUTH_TOKEN_URL, FIRECREST_CLIENT_ID, FIRECREST_CLIENT_SECRET and "
         "FIRECREST_SYSTEM, or from a section of the configuration file named with --site.",
-        "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 69 unavailable, 70 a defect, 74 transfer failed, 75 "
-        "try again, 77 login or permission, 78 configuration, 124 time limit, 130 cancelled or interrupted; with submit "
-        "--wait the job's own.",
+        "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 69 unavailable, 70 a defect, 74 transfer failed, "
+        "75 try again, 77 login or permission, 78 configuration, 124 time limit, 130 cancelled or interrupted; with "
+        "submit --wait the job's own.",
     )
 )
 
