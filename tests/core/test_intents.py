@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+
 from hpcbridge.errors import ConfigurationError, KeyConflict
 from hpcbridge.jobs.intents import FORMAT, RETENTION_DAYS, FileIntentStore, HoldsKeys
 

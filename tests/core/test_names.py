@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from hpcbridge.errors import InvalidName
 from hpcbridge.jobs.names import is_ours, job_name, label_of
 

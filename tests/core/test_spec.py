@@ -5,6 +5,7 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from hpcbridge.errors import InvalidName, InvalidPath, InvalidSpec
 from hpcbridge.jobs.spec import JobSpec, expand_indices
 

@@ -31,6 +31,8 @@ _SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "mksh", "zsh"})
 
 _GUARD = """\
 # hpcbridge: one execution per key, whatever happens to the submit. The lock names the job that runs.
+# No tracing here: with bash -x or -v it would print the environment's values.
+{{ case $- in *[xv]*) hpcbridge_flags=$-; set +xv ;; *) hpcbridge_flags= ;; esac; }} 2>/dev/null
 hpcbridge_once() {{
     if [ -z "$1" ]; then
         echo "hpcbridge: no job id in the environment; nothing was run" >&2; exit {cannot}
@@ -61,16 +63,15 @@ hpcbridge_env() {{
     echo "hpcbridge: cannot read $1/env; nothing was run" >&2; exit {cannot}
 }}
 hpcbridge_env {private}
-case $- in *[xv]*) hpcbridge_flags=$-; set +xv ;; *) hpcbridge_flags= ;; esac
 . {private}/env
-case $hpcbridge_flags in *v*) set -v ;; esac
-case $hpcbridge_flags in *x*) set -x ;; esac
 """
 
 _TIDY = """\
 unset -f hpcbridge_once hpcbridge_env 2>/dev/null || :
-unset hpcbridge_try hpcbridge_owner hpcbridge_flags || :
-# hpcbridge: from here on it is the job's own script.
+unset hpcbridge_try hpcbridge_owner || :
+case $hpcbridge_flags in *v*) set -v ;; esac
+case $hpcbridge_flags in *x*) set -x ;; esac
+# From here on it is the job's own script.
 """
 
 

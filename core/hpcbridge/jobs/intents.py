@@ -37,7 +37,8 @@ RETENTION_DAYS = 30
 class Intent:
     """The record of one submit.
 
-    `new`: whether this call made it. `since`: when it was first meant (aware). `job_id`: None while no answer is known.
+    `new`: whether this call made it. `since`: when it was first meant (aware). `job_id`: None while no answer is
+    known.
     """
 
     new: bool

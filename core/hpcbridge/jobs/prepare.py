@@ -51,15 +51,15 @@ def render(spec: JobSpec, places: Places, user_script: str) -> Rendered:
 def call(spec: JobSpec, name: str, rendered: Rendered, mode: str, places: Places) -> dict[str, Any]:
     """The body of the POST's `job` for a scheduler in `mode` ssh, hybrid or rest. Raises InvalidSpec."""
     fields: dict[str, Any] = guard.rest_fields(rendered.directives) if mode == "rest" else {}
-    fields |= {
+    own = {
         "account": spec.account,
         "partition": spec.partition,
         "reservation": spec.reservation,
         "constraints": spec.constraint,
-        "standardOutput": spec.output or fields.get("standardOutput"),
-        "standardError": spec.error or fields.get("standardError"),
+        "standardOutput": spec.output,
+        "standardError": spec.error,
     }
-    body = {field: value for field, value in fields.items() if value is not None}
+    body = fields | {field: value for field, value in own.items() if value is not None}
     if mode == "hybrid":
         if any(character.isspace() for character in places.folder):
             raise InvalidSpec("On this system the work directory must not contain spaces", path=places.workdir)
