@@ -58,9 +58,11 @@ class Transfer:
     size: int = 0
     mtime_ns: int = 0
     limits: Limits = field(init=False)
+    site: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive the limits from what the system says of itself."""
+        """Derive the limits from what the system says of itself, and the deployment's name."""
+        self.site = self.client.session.site.name
         self.limits = Limits.of(self.info.max_ops_file_size, self.info.transfer)
 
     @property
@@ -72,11 +74,6 @@ class Transfer:
     def name(self) -> str:
         """Name of the system, as the first argument of the client's calls."""
         return self.info.name
-
-    @property
-    def site(self) -> str:
-        """Name of the deployment."""
-        return self.client.session.site.name
 
     def error(self, message: str, *, kind: type[HpcBridgeError] = TransferError, **about: Any) -> HpcBridgeError:
         """An error that says which site and system it is about."""

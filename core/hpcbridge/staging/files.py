@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import posixpath
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from hpcbridge.errors import InvalidPath
-from hpcbridge.staging import chunked, cut_download, direct, keyed_jobs, s3_download, s3_upload
+from hpcbridge.staging import chunked, cut_download, direct, s3_download, s3_upload
 from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath, parse_remote
 from hpcbridge.staging.partfile import PartFile, Source
 from hpcbridge.staging.plan import RANGE, Limits, Route, get_route, put_route, verification
 from hpcbridge.staging.progress import Phase, Progress, Reporter, TransferResult
+
+MAX_LINKS = 16
+"""Symbolic links followed in a row before a path counts as one that leads nowhere."""
 
 
 async def put_file(
@@ -112,20 +115,7 @@ async def get_file(
     info = await system.client.system(system.name, patience=PATIENCE)
     t = Transfer(system, info, target, Reporter(progress), checked, account)
     _inside(t, source)
-    if source.commands_carry_it:
-        found = await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
-        if stat.S_ISDIR(found.mode):
-            raise t.error(f"{source} is a directory", kind=InvalidPath, path=str(source), hint="Only files are fetched")
-        t.size = t.reporter.total = found.size
-        chosen = get_route(found.size, t.limits, wanted=route)
-    else:
-        chosen, found = Route.CHUNKED, None
-    if chosen is Route.DIRECT:
-        digest = await direct.get(t, source)
-    elif chosen is Route.CHUNKED or found is None:
-        digest = await cut_download.get(t, source, target, resume=resume)
-    else:
-        digest = await _by_s3(t, source, target, int(found.mtime), resume=resume)
+    chosen, digest = await _get(t, source, target, route, resume=resume)
     t.reporter.phase(Phase.DONE, done=t.size)
     return TransferResult(chosen.value, t.size, time.monotonic() - begun, digest)
 
@@ -135,31 +125,59 @@ def _local_target(path: Path, name: str) -> Path:
     return (path / name if path.is_dir() else path).resolve()
 
 
-async def _by_s3(t: Transfer, remote: RemotePath, target: Path, mtime: int, *, resume: bool) -> str | None:
+async def _get(
+    t: Transfer, source: RemotePath, target: Path, wanted: str | None, *, resume: bool
+) -> tuple[Route, str | None]:
+    if not source.commands_carry_it:
+        return Route.CHUNKED, await cut_download.get(t, source, target, resume=resume)
+    found = await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
+    if stat.S_ISDIR(found.mode):
+        raise t.error(f"{source} is a directory", kind=InvalidPath, path=str(source), hint="Only files are fetched")
+    t.size = t.reporter.total = found.size
+    route = get_route(found.size, t.limits, wanted=wanted)
+    if route is Route.S3:
+        plain = await _followed(t, source)
+        if plain.scripts_carry_it:
+            return route, await _by_s3(t, source, plain, target, int(found.mtime), resume=resume)
+        if wanted is not None:
+            message = "the server's transfer scripts cannot name this file"
+            raise t.error(message, kind=InvalidPath, path=str(plain), hint="Leave the route out")
+        route = Route.CHUNKED
+    if route is Route.CHUNKED:
+        return route, await cut_download.get(t, source, target, resume=resume)
+    return route, await direct.get(t, source)
+
+
+async def _followed(t: Transfer, path: RemotePath) -> RemotePath:
+    """Where a link leads: the server's egress script measures the link itself, and would send its few bytes only.
+
+    A chain that cannot be followed comes back as a path that no script carries.
+    """
+    for _ in range(MAX_LINKS):
+        if not stat.S_ISLNK((await t.client.stat(t.name, str(path), patience=PATIENCE)).mode):
+            return path
+        entries = await t.client.ls(t.name, str(path), patience=PATIENCE)
+        link = entries[0].link_target if len(entries) == 1 else None
+        if not link:
+            break
+        whole = posixpath.normpath(posixpath.join(path.directory, link))
+        path = RemotePath(*posixpath.split(whole))
+        if not path.scripts_carry_it:
+            break
+    return RemotePath("/", "'")
+
+
+async def _by_s3(
+    t: Transfer, remote: RemotePath, plain: RemotePath, target: Path, mtime: int, *, resume: bool
+) -> str | None:
     source = Source(t.site, t.name, str(remote), t.size, mtime)
     part = PartFile.open(target, source, RANGE, resume=resume)
     try:
-        async with _plainly_named(t, remote) as plain:
-            digest = await s3_download.get(t, remote, part, plain)
+        digest = await s3_download.get(t, plain, part)
         part.publish()
     finally:
         part.close()
     return digest
-
-
-@asynccontextmanager
-async def _plainly_named(t: Transfer, remote: RemotePath) -> AsyncIterator[RemotePath]:
-    """A path that the server's scripts can name: `remote` itself, or a link to it in the user's own directory."""
-    if remote.scripts_carry_it:
-        yield remote
-        return
-    stage = await keyed_jobs.private_directory(t)
-    link = RemotePath(stage, "data")
-    await t.client.symlink(t.name, str(remote), str(link))
-    try:
-        yield link
-    finally:
-        await keyed_jobs.remove_directory(t, stage)
 
 
 def _usable(t: Transfer, target: RemotePath, wanted: str | None) -> Limits:

@@ -32,10 +32,8 @@ ATTEMPTS = 2
 """Times the object is read when its SHA-256 is not that of the file."""
 
 
-async def get(t: Transfer, remote: RemotePath, part: PartFile, plain: RemotePath | None = None) -> str | None:
-    """Fill `part` with `remote`, which the server's scripts know as `plain`.
-
-    Returns the SHA-256 both sides agree on, None when only the size was compared.
+async def get(t: Transfer, remote: RemotePath, part: PartFile) -> str | None:
+    """Fill `part` with `remote`; returns the SHA-256 both sides agree on, None when only the size was compared.
     Raises TransferError when the server's job did not do its work, IntegrityError when the file differs.
     """
     # The sum is computed on the system while its job runs, so it costs no time here.
@@ -44,7 +42,7 @@ async def get(t: Transfer, remote: RemotePath, part: PartFile, plain: RemotePath
     try:
         for _ in range(ATTEMPTS):
             if download is None and any(True for _ in part.missing()):
-                download = await ask(t, plain or remote)
+                download = await ask(t, remote)
                 await _appear(t, download, part.source.size)
             ours = await _receive(t, download, part, hashing=summing is not None)
             t.reporter.phase(Phase.VERIFYING)
