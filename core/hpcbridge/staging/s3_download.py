@@ -34,6 +34,7 @@ ATTEMPTS = 2
 
 async def get(t: Transfer, remote: RemotePath, part: PartFile) -> str | None:
     """Fill `part` with `remote`; returns the SHA-256 both sides agree on, None when only the size was compared.
+
     Raises TransferError when the server's job did not do its work, IntegrityError when the file differs.
     """
     # The sum is computed on the system while its job runs, so it costs no time here.
