@@ -14,13 +14,14 @@ from fastapi import APIRouter, Depends, Query
 from hpcbridge_sandbox.cluster.users import User
 from hpcbridge_sandbox.context import (
     Sandbox,
+    SandboxDep,
     SystemCondition,
-    current_user,
-    get_sandbox,
+    UserDep,
     healthy_scheduler,
     healthy_ssh,
+    require_ssh,
 )
-from hpcbridge_sandbox.errors import ApiError, SSHError, UnhandledError
+from hpcbridge_sandbox.errors import ApiError, UnhandledError
 from hpcbridge_sandbox.filesystem.paths import checked_body_path, checked_query_path
 from hpcbridge_sandbox.transfer import staging
 from hpcbridge_sandbox.transfer.jobs import submit_job
@@ -37,18 +38,9 @@ from hpcbridge_sandbox.transfer.models import (
 
 router = APIRouter(prefix="/filesystem/{system_name}/transfer", tags=["filesystem"])
 
-SandboxDep = Annotated[Sandbox, Depends(get_sandbox)]
-UserDep = Annotated[User, Depends(current_user)]
 SchedulerDep = Annotated[SystemCondition, Depends(healthy_scheduler)]
 FilesDep = Annotated[SystemCondition, Depends(healthy_ssh)]
 SourceDep = Annotated[str, Depends(checked_body_path)]
-
-
-def _reachable(condition: SystemCondition) -> None:
-    if condition.ssh == "refused":
-        raise UnhandledError("(111, 'Connection refused')")
-    if condition.ssh == "denied":
-        raise SSHError("Unable to establish SSH connection.")
 
 
 def _staged_path(request: PostFileUploadRequest | PostFileDownloadRequest) -> str:
@@ -68,7 +60,7 @@ async def _job(
     account: str | None,
     **values: Any,
 ) -> TransferResponse:
-    _reachable(condition)
+    require_ssh(condition)
     job = await submit_job(sandbox, user, condition.name, name, template, account, **values)
     return TransferResponse(transfer_job=job)
 
@@ -86,7 +78,7 @@ async def post_upload(
     """Presigned part URLs for the client, an ingress job for the cluster."""
     path = _staged_path(body)
     size = getattr(body.transfer_directives, "file_size", None)
-    _reachable(condition)
+    require_ssh(condition)
     return await staging.upload(sandbox, user, condition.name, path, size, body.account)
 
 
@@ -102,7 +94,7 @@ async def post_download(
 ) -> StagedTransferResponse:
     """An egress job for the cluster, a presigned URL for the client."""
     path = _staged_path(body)
-    _reachable(condition)
+    require_ssh(condition)
     return await staging.download(sandbox, user, condition.name, path, body.account)
 
 
@@ -161,10 +153,10 @@ async def post_cp(
     response_description="Remove file or directory operation created successfully",
 )
 async def delete_rm(
-    path: Annotated[str, Depends(checked_query_path)],
     sandbox: SandboxDep,
     user: UserDep,
     condition: FilesDep,
+    path: Annotated[str, Depends(checked_query_path)],
     account: Annotated[str | None, Query()] = None,
 ) -> TransferResponse:
     """Remove by a batch job."""
