@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from hpcbridge import _registry
+from hpcbridge import _registry, _tasks
 from hpcbridge._output_paths import Stream, output_path
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ class Job:
     async def info(self) -> JobInfo:
         """State, exit code, signal, reason, times and nodes as of now. Raises JobNotFound."""
         async with self.system._use() as (entry, system):
-            return await entry.watcher(system).info(self.id, name=self.name)
+            return await self._now(entry.watcher(system))
 
     async def wait(self, on_change: Callable[[JobInfo], None] | None = None, *, check: bool = False) -> JobInfo:
         """Wait until the job (every task of an array) has ended; outages are waited out.
@@ -377,7 +377,13 @@ class Job:
                 raise failure
             return info
 
+    async def _now(self, watcher: JobWatcher) -> JobInfo:
+        info = await watcher.info(_tasks.array_of(self.id), name=self.name)
+        return _tasks.pick(info, self.id, self.system.name)
+
     async def _end(self, watcher: JobWatcher, on_change: Callable[[JobInfo], None] | None = None) -> JobInfo:
+        if _tasks.is_task(self.id):
+            return await _tasks.wait_for(watcher, self.id, name=self.name, on_change=on_change)
         return await watcher.wait(
             self.id, name=self.name, submitted_at=self._since, array=self._array, on_change=on_change
         )
@@ -399,23 +405,30 @@ class Job:
     async def cancel(self, verify: bool = True) -> JobInfo:
         """End the job; with `verify` wait until the scheduler says that it has ended.
 
-        Cancelling a job that has ended already is no error: its end is returned. Raises JobNotFound, PermissionDenied.
+        Cancelling a job that has ended already is no error: its end is returned. One task of an array cannot be
+        cancelled: FirecREST knows arrays as a whole. Raises JobNotFound, PermissionDenied, InvalidRequest.
         """
-        from hpcbridge.errors import HpcBridgeError
+        from hpcbridge.errors import HpcBridgeError, InvalidRequest
 
+        if _tasks.is_task(self.id):
+            raise InvalidRequest(
+                "FirecREST cancels whole arrays, not single tasks",
+                job_id=self.id,
+                hint=f"To end all of its tasks: cancel {_tasks.array_of(self.id)}",
+            )
         async with self.system._use() as (entry, system):
             watcher = entry.watcher(system)
             try:
                 await entry.client.cancel(system, self.id)
             except HpcBridgeError as refusal:
                 # The server answers 500 for finished, unknown and foreign jobs alike: look which it is.
-                info = await watcher.info(self.id, name=self.name)
+                info = await self._now(watcher)
                 if not info.is_terminal:
                     raise refusal from None
                 return info
             if verify:
                 return await self._end(watcher)
-            return await watcher.info(self.id, name=self.name)
+            return await self._now(watcher)
 
     async def output_path(self, stream: Stream = "stdout") -> str:
         """The absolute path of the file that holds standard output ("stdout") or standard error ("stderr")."""
@@ -432,7 +445,7 @@ class Job:
         from hpcbridge.jobs.logs import follow as follow_file
 
         async with self.system._use() as (entry, system):
-            info = await entry.watcher(system).info(self.id, name=self.name)
+            info = await self._now(entry.watcher(system))
             if info.tasks and follow:
                 raise InvalidRequest(
                     "an array has one log per task",
@@ -454,4 +467,4 @@ class Job:
         from hpcbridge.jobs.logs import post_mortem
 
         async with self.system._use() as (entry, system):
-            return await post_mortem(entry.client, system, await entry.watcher(system).info(self.id, name=self.name))
+            return await post_mortem(entry.client, system, await self._now(entry.watcher(system)))
