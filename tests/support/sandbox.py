@@ -22,6 +22,23 @@ class SandboxFailed(AssertionError):
     """The sandbox did not come up; the message holds its log."""
 
 
+def unprivileged_command(scratch: Path) -> list[str]:
+    """Return the words that, put before a command, run it as an unprivileged user.
+
+    Root only. The interpreter and the checkout may lie where only root can go (``/root``): they are shown to that user
+    in a mount namespace of the command's own.
+    """
+    needed = {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), Path(__file__).resolve().parents[2]}
+    blocked: set[Path] = set()
+    for path in needed:
+        closed = [parent for parent in reversed(path.parents) if not parent.stat().st_mode & 0o001]
+        blocked.update(closed[:1])
+    keep = [path for path in needed if any(path.is_relative_to(one) for one in blocked)]
+    script = Path(__file__).with_name("unprivileged.sh")
+    lists = [":".join(sorted(map(str, paths))) for paths in (blocked, keep)]
+    return ["unshare", "--mount", "--propagation", "private", "sh", str(script), str(scratch), *lists]
+
+
 class SandboxProcess:
     """A running ``hpcbridge sandbox``.
 
@@ -35,8 +52,9 @@ class SandboxProcess:
         state: the state directory.
     """
 
-    def __init__(self, flags: tuple[str, ...], state: Path, log: Path, timeout: float) -> None:
+    def __init__(self, flags: tuple[str, ...], state: Path, log: Path, timeout: float, *, as_root: bool = True) -> None:
         self.state, self.log, self._flags, self._timeout = state, log, flags, timeout
+        self._before = [] if as_root else unprivileged_command(state.parent / "scratch")
         self.env: dict[str, str] = {}
         self.users: dict[str, str] = {}
         self._control = httpx.Client(timeout=60)
@@ -49,7 +67,11 @@ class SandboxProcess:
         command = [sys.executable, "-m", "hpcbridge_sandbox", "--state", str(self.state), "--env-file", str(env_file)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self._flags], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+                [*self._before, *command, *self._flags],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
         deadline = time.monotonic() + self._timeout
         while not env_file.exists():
@@ -137,13 +159,18 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def start_sandbox(*flags: str, state: Path | None = None, timeout: float = 90) -> Iterator[SandboxProcess]:
-    """Run a sandbox with ``flags`` for the length of the context; its log is printed when the test fails."""
+def start_sandbox(
+    *flags: str, state: Path | None = None, timeout: float = 90, as_root: bool = True
+) -> Iterator[SandboxProcess]:
+    """Run a sandbox with ``flags`` for the length of the context; its log is printed when the test fails.
+
+    With ``as_root=False`` a test that runs as root starts it as an unprivileged user.
+    """
     folder = Path(tempfile.mkdtemp(prefix="hpcbridge-test-"))
-    folder.chmod(0o755)
+    folder.chmod(0o755 if as_root else 0o777)
     log = folder / "sandbox.log"
     try:
-        sandbox = SandboxProcess(flags, state or folder / "state", log, timeout)
+        sandbox = SandboxProcess(flags, state or folder / "state", log, timeout, as_root=as_root or os.geteuid() != 0)
         try:
             yield sandbox
         except BaseException:
@@ -156,19 +183,6 @@ def start_sandbox(*flags: str, state: Path | None = None, timeout: float = 90) -
                 sandbox.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def processes_of(state: Path) -> list[int]:
-    """Return the ids of processes on this machine whose arguments or working files lie under ``state``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            text = (entry / "cmdline").read_bytes() + os.fsencode(os.readlink(entry / "cwd"))
-            if os.fsencode(str(state)) in text:
-                found.append(int(entry.name))
-    return found
 
 
 def children_of(pid: int) -> list[int]:

@@ -47,22 +47,22 @@ def host_secrets() -> list[Path]:
     return [path.resolve() for path in found]
 
 
-def _software() -> Iterable[Entry]:
+def _software(owned: int) -> Iterable[Entry]:
     for name in SOFTWARE:
         path = Path("/", name)
         if path.is_symlink():
             yield Entry("symlink", f"/{name}", str(path.readlink()))
         elif path.is_dir():
             yield Entry("bind", f"/{name}", f"/{name}", read_only=True)
-    yield Entry("tmpfs", "/opt", mode=0o755)
+    yield Entry("tmpfs", "/opt", mode=owned)
     opt = Path("/opt")
     for child in sorted(opt.iterdir()) if opt.is_dir() else ():
         if child.is_dir() and not child.is_symlink():
             yield Entry("bind", str(child), str(child), read_only=True)
 
 
-def _devices() -> Iterable[Entry]:
-    yield Entry("tmpfs", "/dev", mode=0o755)
+def _devices(owned: int) -> Iterable[Entry]:
+    yield Entry("tmpfs", "/dev", mode=owned)
     for name in DEVICES:
         yield Entry("bind", f"/dev/{name}", f"/dev/{name}")
     yield Entry("tmpfs", "/dev/shm", mode=0o1777)  # noqa: S108 (the cluster's own)
@@ -84,9 +84,9 @@ def tree(
         closed: the tree belongs to its only user, so directories that root owns elsewhere are made unwritable.
     """
     owned = 0o555 if closed else 0o755
-    entries = [*_software(), *_devices(), Entry("proc", "/proc")]
+    entries = [*_software(owned), *_devices(owned), Entry("proc", "/proc")]
     entries += [Entry("tmpfs", path, mode=0o1777) for path in ("/tmp", "/var/tmp")]  # noqa: S108
-    entries += [Entry("dir", path, mode=0o755) for path in ("/run", "/var/log", "/var/spool", "/mnt", "/root")]
+    entries += [Entry("dir", path, mode=owned) for path in ("/run", "/var/log", "/var/spool", "/mnt", "/root")]
     entries += [Entry("symlink", "/var/run", "/run"), Entry("bind", VAR, str(state / "var"))]
     entries += [
         Entry("bind", f"/etc/{name}", str(state / "etc" / name), read_only=True) for name in ("passwd", "group")
@@ -98,7 +98,7 @@ def tree(
                 entries.append(Entry("bind", directory, str(state / directory[1:])))
             else:
                 entries.append(Entry("dir", directory, mode=0o000))
-    entries += [Entry("dir", path, mode=owned) for path in ("/home", "/scratch")]
+    entries += [Entry("dir", path, mode=owned) for path in ("/home", "/scratch", "/var", "/var/lib")]
     for path in host_secrets():
         inside_software = any(path.is_relative_to(f"/{name}") for name in (*SOFTWARE, "opt"))
         if inside_software and path.is_dir() and not Path("/").samefile(path):
