@@ -71,7 +71,9 @@ async def set_scheduler_faults(faults: SchedulerFaults, sandbox: SandboxDep) -> 
 
 @router.delete("/scheduler-faults")
 async def clear_scheduler_faults(sandbox: SandboxDep) -> dict[str, Any]:
-    """Back to the lag that the sandbox was started with, and no faults."""
+    """Back to the lag that the sandbox was started with, and no faults; a real Slurm has none to take back."""
+    if not isinstance(sandbox.scheduler, LocalScheduler):
+        return {}
     lag = sandbox.settings.scaled_accounting_lag
     quiet = SchedulerFaults(accounting_lag=lag, missing_fraction=0, allocation_rows=False, listing_error=False)
     return await set_scheduler_faults(quiet, sandbox)

@@ -92,7 +92,7 @@ class Options:
 
 def directive_words(script: str) -> Iterator[str]:
     """Yield the words of the ``#SBATCH`` lines before the first command of the script."""
-    for line in script.split("\n"):
+    for number, line in enumerate(script.split("\n"), 1):
         if line.startswith("#SBATCH"):
             lexer = shlex.shlex(line[len("#SBATCH") :], posix=True, punctuation_chars=False)
             lexer.whitespace_split = True
@@ -100,7 +100,11 @@ def directive_words(script: str) -> Iterator[str]:
             try:
                 yield from lexer
             except ValueError as error:
-                raise SbatchError(1, 'sbatch: error: Unmatched `"` in [#SBATCH]\n') from error
+                text = line[len("#SBATCH") :]
+                quote = next(character for character in text if character in "\"'")
+                left = text[max(0, text.index(quote) - 1) :]
+                words = f"sbatch: fatal: stdin: line {number}: Unmatched `{quote}` in [{left}]\n"
+                raise SbatchError(1, words) from error
         elif line.strip() and not line.lstrip().startswith("#"):
             return
 
@@ -113,7 +117,8 @@ def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
             yield _long(word, rest)
         elif word.startswith("-") and len(word) > 1:
             yield from _shorts(word, rest)
-        # sbatch takes any other word on a directive line for a script's argument and drops it.
+        else:
+            raise SbatchError(255, f"sbatch: error: Invalid directive found in batch script: {word}\n")
 
 
 def _long(word: str, rest: Iterator[str]) -> tuple[str, str]:
@@ -123,7 +128,7 @@ def _long(word: str, rest: Iterator[str]) -> tuple[str, str]:
     if not matches:
         raise SbatchError(255, f"sbatch: unrecognized option '{word}'\n{_HINT}")
     if len(matches) > 1:
-        choices = " ".join(f"'--{match}'" for match in matches)
+        choices = " ".join(f"'--{match}'" for match in sorted(matches))
         raise SbatchError(255, f"sbatch: option '{word}' is ambiguous; possibilities: {choices}\n{_HINT}")
     option = matches[0]
     if option in _FLAGS:
@@ -157,7 +162,7 @@ def _shorts(word: str, rest: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 def _count(option: str, value: str) -> int:
     if not re.fullmatch(r"\d+", value) or int(value) < 1:
-        raise SbatchError(255, f'sbatch: error: Invalid numeric value "{value}" for --{option}.\n')
+        raise SbatchError(1, f'sbatch: error: Invalid numeric value "{value}" for --{option}.\n')
     return int(value)
 
 

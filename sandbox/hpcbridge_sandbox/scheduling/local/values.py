@@ -112,7 +112,7 @@ def parse_nodes(text: str) -> int:
     """Return the least number of nodes of ``2`` or ``2-4``. Raises ValueError."""
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if not match or int(match[1]) < 1 or (match[2] and int(match[2]) < int(match[1])):
-        raise ValueError(f"Invalid --nodes specification: {text}")
+        raise ValueError(f'"{text}" is not a valid node count')
     return int(match[1])
 
 
