@@ -171,7 +171,8 @@ class Files(Endpoints):
             if found := _CHECKSUM_OF_ODD_NAME.search(error.message):
                 return found.group(1)
             raise
-        return str((output(response) or {}).get("checksum") or "").lower()
+        # sha256sum puts a backslash in front of the line when it has to escape the name.
+        return str((output(response) or {}).get("checksum") or "").lower().lstrip("\\")
 
     async def rm(self, system: str, path: str, *, patience: float | None = None) -> None:
         """Remove a file, or a directory with all it holds, within 5 s."""
