@@ -275,15 +275,13 @@ class System:
             return await entry.client.download(name, path)
 
     async def user(self) -> str:
-        """The user's name on the system."""
+        """The user's name on the system; asked for once, as it costs the login node three commands."""
         async with self._use() as (entry, name):
             return await self._user(entry, name)
 
     async def _user(self, entry: _registry.Entry, name: str, patience: float | None = None) -> str:
         if name not in entry.users:
-            # Every answer names the user in a header; asking costs the login node three commands.
-            await entry.client.system(name, patience=patience)
-            entry.users[name] = entry.client.username or (await entry.client.userinfo(name)).name
+            entry.users[name] = (await entry.client.userinfo(name, patience=patience)).name
         return entry.users[name]
 
     async def home(self) -> str:

@@ -51,8 +51,8 @@ async def _login(state: State, chosen: str | None) -> None:
     else:
         await credential.login(_show_code)
     async with connect(state) as hpc:
-        await hpc.systems()
-        output.note(f"Logged in to {site.name} as {hpc.client.username or 'you'}.")
+        systems = ", ".join(system.name for system in await hpc.systems()) or "none"
+    output.note(f"Logged in to {site.name}. Systems there: {systems}.")
 
 
 def _grant(site: Site, chosen: str | None) -> str:

@@ -105,9 +105,10 @@ class FirecrestClient(Files, Transfers):
         """Reservations as the scheduler reports them."""
         return list(await self._rest.call("reservations", system))
 
-    async def userinfo(self, system: str) -> UserInfo:
-        """Who we are on `system`; costs its login node three commands."""
-        return UserInfo.from_json(await self._rest.call("userinfo", system))
+    async def userinfo(self, system: str, *, patience: float | None = None) -> UserInfo:
+        """Who we are on `system`; costs its login node three commands. Every submit needs it, hence our own call."""
+        response = await self._get(f"/status/{_part(system)}/userinfo", about={"system": system}, patience=patience)
+        return UserInfo.from_json(_object(response))
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
