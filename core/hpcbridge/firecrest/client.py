@@ -108,7 +108,7 @@ class FirecrestClient(Files, Transfers):
     async def userinfo(self, system: str, *, patience: float | None = None) -> UserInfo:
         """Who we are on `system`; costs its login node three commands. Every submit needs it, hence our own call."""
         response = await self._get(f"/status/{part(system)}/userinfo", about={"system": system}, patience=patience)
-        return UserInfo.from_json(_object(response))
+        return UserInfo.from_json(json_object(response))
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
