@@ -161,7 +161,9 @@ class Issuer:
         raise failure
 
     def _client(self, url: str, secret: Secret | None) -> AsyncOAuth2Client:
-        with warnings.catch_warnings():  # Authlib prefers httpx's successor and says so
+        with warnings.catch_warnings():  # Authlib prefers httpx's successor and says so at each import
+            import authlib.deprecate  # noqa: F401 (puts its own filter first)
+
             warnings.simplefilter("ignore")
             from authlib.integrations.httpx_client import AsyncOAuth2Client
 

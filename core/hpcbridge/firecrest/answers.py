@@ -59,6 +59,11 @@ _UNDECIDED = re.compile(
 )
 """sbatch lost its connection to the controller: the job may have been accepted although sbatch failed."""
 
+_FRAME = re.compile(
+    r"(?:Unexpected Slurm command response\. exit_status:\d+ std_err:|"
+    r"Remote process failed with exit status:\d+ and error message:)"
+)
+
 _REFUSED_UNREAD = frozenset({400, 404, 405, 406, 411, 413, 414, 415, 422, 431, 501})
 """The request itself was refused: HTTP says that it had no effect."""
 
@@ -67,6 +72,7 @@ def explain(response: httpx.Response, about: About) -> HpcBridgeError:
     """The error for an answer to a request that may be repeated."""
     error = explain_status(response, about)
     status, text = response.status_code, error.message
+    error.message = _own_words(text)
     if status == 404 and re.search(r"System not found", text):
         return _remake(error, SystemNotFound)
     if status in (400, 403, 404, 424, 500):
@@ -107,7 +113,7 @@ def explain_once(response: httpx.Response, about: About) -> HpcBridgeError:
 
 def _own_words(text: str) -> str:
     """The tool's standard error without FirecREST's frame around it."""
-    return text.partition("std_err:")[2].strip() or text
+    return _FRAME.sub("", text).strip() or text
 
 
 def _remake(error: HpcBridgeError, kind: type[HpcBridgeError], hint: str | None = None) -> HpcBridgeError:

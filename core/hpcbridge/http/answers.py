@@ -79,13 +79,21 @@ def body_of(response: httpx.Response) -> Mapping[str, Any]:
 def message_of(response: httpx.Response) -> str:
     """What the server says, with its causes, free of secrets and of a gateway's whole HTML page."""
     body = body_of(response)
-    text = str(body.get("message") or "").strip()
+    text = _fields_of(body) or str(body.get("message") or "").strip()
     causes = [str(cause).strip() for cause in body.get("causedBy") or () if cause]
     text = ": ".join([text, *(cause for cause in causes if cause != text)]) if text else "; ".join(causes)
     if not text:
         plain = "html" not in response.headers.get("content-type", "") and response.text.strip()
         text = plain or response.reason_phrase or "no message"
     return redact(text[:_LONGEST_MESSAGE])
+
+
+def _fields_of(body: Mapping[str, Any]) -> str:
+    """A validation error field by field; its own message is pydantic's, with the whole input."""
+    data = body.get("data")
+    fields = data.get("fields") if isinstance(data, dict) else None
+    named = [item for item in fields or () if isinstance(item, dict)]
+    return "; ".join(f"{item.get('location')} {item.get('name')}: {item.get('message')}" for item in named)
 
 
 def explain_status(response: httpx.Response, about: About) -> HpcBridgeError:

@@ -1,0 +1,150 @@
+"""The limiter finds what a site bears, polling is spaced over the process, the breaker lets one probe through."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+
+import pytest
+
+from hpcbridge.errors import NotSent
+from hpcbridge.http.breaker import BreakerPolicy, CircuitBreaker
+from hpcbridge.http.limiter import AdaptiveLimiter, LimiterPolicy, PollingRate
+
+QUICK = LimiterPolicy(initial=4, growth_interval=0.0, memory=0.2)
+
+
+async def run(limiter: AdaptiveLimiter, calls: int, bears: int | None = None) -> int:
+    """Push `calls` requests through; those beyond `bears` in flight are answered as overload. Returns the peak."""
+    peak = in_flight = 0
+
+    async def call() -> None:
+        nonlocal peak, in_flight
+        async with limiter.slot() as slot:
+            in_flight += 1
+            peak = max(peak, in_flight)
+            over = bears is not None and in_flight > bears
+            await asyncio.sleep(0.002)
+            in_flight -= 1
+            slot.overloaded() if over else slot.succeeded()
+
+    await asyncio.gather(*(call() for _ in range(calls)))
+    return peak
+
+
+async def test_it_begins_low_and_grows_while_others_wait() -> None:
+    limiter = AdaptiveLimiter(16, QUICK)
+    await run(limiter, 400)
+    assert 8 < limiter.limit <= 16
+
+
+async def test_it_does_not_grow_without_need() -> None:
+    limiter = AdaptiveLimiter(16, QUICK)
+    for _ in range(100):
+        await run(limiter, 1)
+    assert limiter.limit == 4
+
+
+async def test_overload_halves_once_per_round_trip_and_is_remembered() -> None:
+    limiter = AdaptiveLimiter(32, LimiterPolicy(initial=16, growth_interval=0.0, memory=60))
+    await run(limiter, 16, bears=0)
+    assert limiter.limit == 8  # sixteen bad answers to one round of requests are one sign
+    await run(limiter, 800)
+    assert limiter.limit <= 15  # what was too much is not tried again for a while
+
+
+async def test_it_settles_below_what_the_site_bears() -> None:
+    limiter = AdaptiveLimiter(32, LimiterPolicy(initial=8, growth_interval=0.0, memory=60))
+    await run(limiter, 600, bears=10)
+    assert await run(limiter, 200, bears=10) <= 10
+
+
+async def test_a_cancelled_waiter_leaves_no_hole() -> None:
+    limiter = AdaptiveLimiter(1, LimiterPolicy(initial=1))
+    entered = asyncio.Event()
+
+    async def hold() -> None:
+        async with limiter.slot():
+            entered.set()
+            await asyncio.sleep(0.05)
+
+    holder = asyncio.create_task(hold())
+    await entered.wait()
+    waiter = asyncio.create_task(run(limiter, 1))
+    await asyncio.sleep(0.01)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await holder
+    assert limiter.in_flight == 0
+    assert await asyncio.wait_for(run(limiter, 3), 1) == 1
+
+
+async def test_retry_after_holds_everybody_back() -> None:
+    limiter = AdaptiveLimiter(4, QUICK)
+    async with limiter.slot() as slot:
+        slot.overloaded(retry_after=0.1)
+    began = time.monotonic()
+    await run(limiter, 2)
+    assert time.monotonic() - began >= 0.09
+
+
+def test_polling_is_spaced_over_all_loops_and_threads_of_the_process() -> None:
+    moments: list[float] = []
+
+    async def poll() -> None:
+        rate = PollingRate.shared(os.getpid(), "http://polling.test", 50)
+        for _ in range(4):
+            await rate.wait()
+            moments.append(time.monotonic())
+
+    threads = [threading.Thread(target=asyncio.run, args=(poll(),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(moments) == 12
+    assert max(moments) - min(moments) >= 11 * 0.02 * 0.95
+
+
+def test_the_breaker_opens_probes_once_and_closes() -> None:
+    breaker = CircuitBreaker("s", BreakerPolicy(failures=3, pause=0.05, longest_pause=0.2))
+    for _ in range(3):
+        with breaker.admit() as admission:
+            admission.failed()
+    with pytest.raises(NotSent) as held:
+        breaker.admit()
+    assert held.value.retry_after
+    time.sleep(0.06)
+    with breaker.admit() as probe:
+        with pytest.raises(NotSent):
+            breaker.admit()  # one probe at a time
+        probe.succeeded()
+    assert not breaker.is_open
+    breaker.admit()
+
+
+def test_a_failed_probe_doubles_the_pause_and_a_cancelled_one_makes_room() -> None:
+    breaker = CircuitBreaker("s", BreakerPolicy(failures=1, pause=0.03, longest_pause=0.2))
+    with breaker.admit() as admission:
+        admission.failed()
+    time.sleep(0.04)
+    with breaker.admit():
+        pass  # no verdict
+    with breaker.admit() as probe:
+        probe.failed()
+    time.sleep(0.04)
+    with pytest.raises(NotSent):
+        breaker.admit()
+    time.sleep(0.03)
+    breaker.admit()
+
+
+def test_a_success_in_between_keeps_it_closed() -> None:
+    breaker = CircuitBreaker("s", BreakerPolicy(failures=2))
+    for failed in (True, False, True):
+        with breaker.admit() as admission:
+            admission.failed() if failed else admission.succeeded()
+    assert not breaker.is_open
