@@ -91,7 +91,7 @@ def evidence(airflow: LocalAirflow, sandbox: LocalSandbox, run_id: str | None) -
     parts = []
     if run_id is not None:
         for name, task in airflow.tasks(DAG, run_id).items():
-            if task["state"] not in ("success", None):
+            if task["state"] in ("failed", "up_for_retry", "running", "deferred"):
                 log = "\n".join(airflow.task_log(DAG, run_id, name, task["try_number"])[-40:])
                 parts.append(f"--- task {name}: {task['state']}\n{log}")
     parts += [airflow.log_tail(name, 15) for name in ("scheduler", "triggerer")]

@@ -67,7 +67,7 @@ class View:
 
     def failure(self, reason: str, evidence: str) -> None:
         """Why, and what to look at."""
-        Console(stderr=True, highlight=False).print(Text(f"{evidence}\n\nFAILED: {reason}"))
+        print(f"{evidence}\n\nFAILED: {reason}", file=sys.stderr)
 
 
 class PlainView(View):

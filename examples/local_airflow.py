@@ -107,6 +107,9 @@ class LocalAirflow:
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+            # A worker's supervisor may notice the end of its task this late. With the default of 5 s a task that was
+            # deferred and is back sooner can be failed by the scheduler ("finished with state success, but …").
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         }
 
@@ -281,7 +284,7 @@ class LocalAirflow:
             raise
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1, map_index: int = -1) -> list[str]:
-        """The messages in the log of one attempt of a task, as Airflow's own log page shows them."""
+        """The messages in the log of one attempt of a task, as Airflow's own log page shows them, errors included."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
         lines: list[str] = []
         token = None
@@ -290,7 +293,8 @@ class LocalAirflow:
                 "GET", path, map_index=map_index, full_content=True, **({"token": token} if token else {})
             )
             content = answer["content"]
-            lines += [line if isinstance(line, str) else str(line.get("event", "")) for line in content]
+            for entry in content:
+                lines += [entry] if isinstance(entry, str) else [str(entry.get("event", "")), *_errors_in(entry)]
             token = answer.get("continuation_token")
             if token is None or not content:
                 return lines
@@ -323,6 +327,15 @@ class LocalAirflow:
         """Clear one task instance, as the user does in the interface: it runs again."""
         body = {"dry_run": False, "task_ids": [task_id], "dag_run_id": run_id, "only_failed": False}
         self.call("POST", f"/dags/{dag_id}/clearTaskInstances", json=body)
+
+
+def _errors_in(entry: Mapping[str, Any]) -> list[str]:
+    """The exceptions of one log entry, with where each was raised."""
+    lines = []
+    for error in entry.get("error_detail") or []:
+        frames = [f"  {frame['filename']}:{frame['lineno']} {frame['name']}" for frame in error["frames"]]
+        lines += [*frames, f"{error['exc_type']}: {error['exc_value']}"]
+    return lines
 
 
 _AIRFLOW = (sys.executable, "-m", "airflow")

@@ -143,7 +143,7 @@ def clear_number(context: Any) -> int:
 def label_of(dag_id: str, task_id: str, limit: int = 40) -> str:
     """A job label that Slurm's listings and the server's name filter can carry."""
     text = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{dag_id}.{task_id}")[-limit:]
-    return text if re.match("[A-Za-z]", text) else f"t{text[1 - limit:]}"
+    return text if re.match("[A-Za-z]", text) else f"t{text[1 - limit :]}"
 
 
 def _map_index(ti: Any) -> int:

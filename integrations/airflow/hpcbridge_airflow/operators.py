@@ -222,6 +222,7 @@ class FirecRESTSubmitOperator(BaseOperator):
         if template:
             data["url"] = str(template).replace("{system}", launched.system).replace("{job_id}", launched.job_id)
         context["ti"].xcom_push(key=taskdata.JOB_XCOM, value=data)
+        context["ti"].xcom_push(key=taskdata.LOG_XCOM, value=taskdata.positions_of(launched.job_id, {}))
 
     def _trigger(self, launched: Launched, deadline: datetime | None) -> FirecRESTJobTrigger:
         return FirecRESTJobTrigger(

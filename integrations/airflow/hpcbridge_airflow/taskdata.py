@@ -55,6 +55,11 @@ async def read_job(key: TaskKey) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def positions_of(job_id: str, positions: dict[str, int]) -> dict[str, Any]:
+    """The value of `LOG_XCOM`."""
+    return {"version": 1, "job_id": job_id, "files": dict(positions)}
+
+
 class LogPositions:
     """Positions in XCom: they survive the triggerer, and end with the attempt, whose log is a new one."""
 
@@ -72,8 +77,7 @@ class LogPositions:
 
     async def save(self, positions: dict[str, int]) -> None:
         """Remember them."""
-        value = {"version": 1, "job_id": self._job_id, "files": dict(positions)}
-        await asyncio.to_thread(_set, LOG_XCOM, self._key, value)
+        await asyncio.to_thread(_set, LOG_XCOM, self._key, positions_of(self._job_id, positions))
 
 
 def _get(name: str, key: TaskKey) -> Any:
