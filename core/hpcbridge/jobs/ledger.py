@@ -195,7 +195,9 @@ class Ledger:
         if len(rows) == 1 and not job.tasks and before is not None and _says_the_same(rows[0], before):
             return None
         info, complete = self._single_or_array(job, rows, by_id=by_id)
-        if complete and not self._stands(job, info, now):
+        if not complete:
+            job.ended_since = None
+        elif not self._stands(job, info, now):
             complete, info = False, replace(info, state=JobState.REQUEUED, exit_code=None, signal=None, ended=None)
             job.urgent = now
         if not complete:
