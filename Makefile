@@ -74,11 +74,14 @@ format: env-core ## let ruff rewrite what it can
 	$(CORE)/ruff check --fix .
 	$(CORE)/ruff format .
 
+# A week old: what every mirror of the index has by now.
+SETTLED = $$(date -u -d '7 days ago' +%Y-%m-%dT00:00:00Z)
 .PHONY: constraints
 constraints: $(UV) ## resolve the pins anew (no index address in them)
 	for host in $(HOSTS); do \
 	  extras=$$(make -s extras-$$host); \
-	  $(UV) pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-header pyproject.toml \
+	  $(UV) pip compile --quiet --upgrade --python-version 3.11 --exclude-newer "$(SETTLED)" \
+	    --no-emit-index-url --no-header pyproject.toml \
 	    $$(printf -- '--extra %s ' $${extras//,/ }) -o constraints/$$host.txt; \
 	done
 .PHONY: $(HOSTS:%=extras-%)
