@@ -212,6 +212,6 @@ def describe(info: JobInfo) -> str:
         line += ", waiting in the queue"
     if info.tasks:
         line += f", {sum(task.is_terminal for task in info.tasks)} of {len(info.tasks)} tasks ended"
-    if info.reason:
+    if info.reason and info.reason != "None":
         line += f" ({info.reason})"
     return line
