@@ -114,8 +114,8 @@ async def main(workdir, key, store, script):
     async with hpcbridge.connect() as hpc:
         system = hpc.system()
         spec = JobSpec(script=script, workdir=workdir, name="killed")
-        done = await submit_once(system.client, system.name, spec, key, store=FileIntentStore(Path(store)), user="alice",
-                                 policy=SubmitPolicy(lag=3.0, ssh=1.0, spacing=0.3))
+        policy, intents = SubmitPolicy(lag=3.0, ssh=1.0, spacing=0.3), FileIntentStore(Path(store))
+        done = await submit_once(system.client, system.name, spec, key, store=intents, policy=policy, user="alice")
         print(done.job_id, done.adopted, flush=True)
 
 asyncio.run(main(*sys.argv[1:]))

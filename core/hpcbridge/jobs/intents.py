@@ -49,8 +49,8 @@ class Intent:
 class IntentStore(Protocol):
     """Where intents are kept: a record must survive a crash of this process and be seen by the one that replaces it.
 
-    `key` is the digest in the job's name (`names.digest`). It stands for (site, system, user, work directory, key), so a
-    store needs nothing else to tell submits apart. Hosts with a database of their own implement these three methods.
+    `key` is the digest in the job's name (`names.digest`). It stands for (site, system, user, work directory, key), so
+    a store needs nothing else to tell submits apart. Hosts with a database of their own implement these three methods.
     """
 
     async def begin(self, key: str, spec_hash: str) -> Intent:
