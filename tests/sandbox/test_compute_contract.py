@@ -167,32 +167,28 @@ def test_ids_that_are_none(api):
 
 SBATCH = "Unexpected Slurm command response. exit_status:1 std_err:sbatch: error: "
 FAILED = "Batch job submission failed: "
+USAGE = "Unexpected Slurm command response. exit_status:255 std_err:sbatch: "
 REFUSALS = [
     ("true", {"account": "nosuch"}, f"{SBATCH}{FAILED}Invalid account or account/partition combination specified\n"),
     ("true", {"partition": "nosuch"}, f"{SBATCH}invalid partition specified: nosuch\nsbatch: error: {FAILED}"
      "Invalid partition name specified\n"),
     ("true", {"constraints": "gpu"}, f"{SBATCH}{FAILED}Invalid feature specification\n"),
     ("true", {"reservation": "nope"}, f"{SBATCH}{FAILED}Requested reservation is invalid\n"),
-    ("#SBATCH --nonsense=1\ntrue", {}, "Unexpected Slurm command response. exit_status:255 std_err:sbatch: unrecognized "
-     "option '--nonsense=1'\nTry \"sbatch --help\" for more information\n"),
-    ("#!/bin/bash\r\ntrue\r\n", {}, f"{SBATCH}Batch script contains DOS line breaks (\\r\\n)\nsbatch: error: instead of "
-     "expected UNIX line breaks (\\n).\n"),
+    ("#SBATCH --nonsense=1\ntrue", {}, f"{USAGE}unrecognized option '--nonsense=1'\nTry \"sbatch --help\" for more information\n"),
+    ("#!/bin/bash\r\ntrue\r\n", {}, f"{SBATCH}Batch script contains DOS line breaks (\\r\\n)\nsbatch: error: "
+     "instead of expected UNIX line breaks (\\n).\n"),
     ("#!/bin/bash\n# " + "x" * 6_000_000, {}, f"{SBATCH}{FAILED}Pathname of a file, directory or other parameter too "
      "long\n"),
-    (None, {"script": "true\n"}, f"{SBATCH}This does not look like a batch script.  The first\nsbatch: error: line must "
-     "start with #! followed by the path to an interpreter.\nsbatch: error: For instance: #!/bin/sh\n"),
+    (None, {"script": "true\n"}, f"{SBATCH}This does not look like a batch script.  The first\nsbatch: error: "
+     "line must start with #! followed by the path to an interpreter.\nsbatch: error: For instance: #!/bin/sh\n"),
     (None, {"scriptPath": "/home/alice/nope.sh"}, f"{SBATCH}Unable to open file /home/alice/nope.sh\n"),
     ("#SBATCH -a 3-1\ntrue", {}, f"{SBATCH}{FAILED}Invalid job array specification\n"),
-    ("#SBATCH -t soon\ntrue", {}, "Unexpected Slurm command response. exit_status:255 std_err:sbatch: error: Invalid "
-     "--time specification\n"),
-    ("#SBATCH -N x\ntrue", {}, "Unexpected Slurm command response. exit_status:255 std_err:sbatch: error: \"x\" is not a "
-     "valid node count\n"),
+    ("#SBATCH -t soon\ntrue", {}, f"{USAGE}error: Invalid --time specification\n"),
+    ("#SBATCH -N x\ntrue", {}, f"{USAGE}error: \"x\" is not a valid node count\n"),
     ("#SBATCH -n x\ntrue", {}, f"{SBATCH}Invalid numeric value \"x\" for --ntasks.\n"),
-    ("#SBATCH --no=1\ntrue", {}, "Unexpected Slurm command response. exit_status:255 std_err:sbatch: option '--no=1' is "
-     "ambiguous; possibilities: '--no-kill' '--no-requeue' '--nodefile' '--nodelist' '--nodes'\n"
+    ("#SBATCH --no=1\ntrue", {}, f"{USAGE}option '--no=1' is ambiguous; possibilities: '--no-kill' '--no-requeue' '--nodefile' '--nodelist' '--nodes'\n"
      "Try \"sbatch --help\" for more information\n"),
-    ("#SBATCH -J name extra\ntrue", {}, "Unexpected Slurm command response. exit_status:255 std_err:sbatch: error: "
-     "Invalid directive found in batch script: extra\n"),
+    ("#SBATCH -J name extra\ntrue", {}, f"{USAGE}error: Invalid directive found in batch script: extra\n"),
     ("#SBATCH -d foo:1\ntrue", {}, f"{SBATCH}{FAILED}Job dependency problem\n"),
     ("#SBATCH -q nope\ntrue", {}, f"{SBATCH}{FAILED}Invalid qos specification\n"),
 ]  # fmt: skip
@@ -332,7 +328,8 @@ def test_attach_runs_a_step_in_the_allocation(api):
     body = error(api.http.put(f"{api.path}/999999/attach", json={"command": "true"}), 500)
     assert body["message"] == (
         "Unexpected Slurm command response. exit_status:1 std_err:srun: error: Unable to confirm allocation for job "
-        "999999: Invalid job id specified\nsrun: Check SLURM_JOB_ID environment variable. Expired or invalid job 999999\n"
+        "999999: Invalid job id specified\nsrun: Check SLURM_JOB_ID environment variable. Expired or invalid job "
+        "999999\n"
     )
     api.http.delete(f"{api.path}/{job_id}")
 

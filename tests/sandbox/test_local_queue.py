@@ -152,8 +152,7 @@ async def test_the_batch_shell_is_warned_before_the_limit(queue):
 async def test_cancel_ends_the_whole_job_and_names_who_did_it(queue):
     job_id = await queue.submit("sleep 300 & echo $! > pid; wait")
     await queue.until(job_id, "RUNNING")
-    while not queue.cluster.host_path("/home/alice/pid").exists():
-        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
     await queue.scheduler.cancel(queue.alice, job_id)
     row = await queue.row(job_id)
     assert code(row) == (f"CANCELLED by {queue.alice.uid}", 0, 0)
@@ -161,24 +160,6 @@ async def test_cancel_ends_the_whole_job_and_names_who_did_it(queue):
     pid = queue.text("/home/alice/pid").strip()
     result = await queue.cluster.run(queue.alice, ["/bin/sh", "-c", f"kill -0 {pid}"])
     assert result.returncode != 0
-
-
-async def test_cancel_says_what_scancel_says(queue):
-    done = await queue.submit("true")
-    await queue.ended(done)
-    running = await queue.submit("sleep 60")
-    for job_id, user, words in (
-        (done, queue.alice, "exit_status:0 std_err:scancel: Terminating job {0}\nscancel: error: Kill job error on job "
-         "id {0}: Job/step already completing or completed\n"),
-        ("999999", queue.alice, "id 999999: Invalid job id specified\n"),
-        ("abc", queue.alice, "exit_status:1 std_err:scancel: error: Invalid job id abc\n"),
-        (running, queue.bob, "exit_status:210 std_err:scancel: Terminating job {0}\nscancel: error: Kill job error on "
-         "job id {0}: Access/permission denied\n"),
-    ):  # fmt: skip
-        with pytest.raises(ApiError) as caught:
-            await queue.scheduler.cancel(user, job_id)
-        assert caught.value.status == 500
-        assert caught.value.message.endswith(words.format(job_id))
 
 
 async def test_arrays_show_rows_as_slurm_does(queue):
@@ -247,29 +228,6 @@ async def test_dependencies_hold_a_job_until_they_are_met_or_never_will_be(queue
     assert code(row) == ("COMPLETED", 0, 0)
     await asyncio.sleep(0.3)
     assert (await queue.row(never))["status"]["stateReason"] == "DependencyNeverSatisfied"
-
-
-REFUSALS = [
-    ({"account": "nosuch"}, "true", 500, "Invalid account or account/partition combination specified\n"),
-    ({"partition": "nosuch"}, "true", 500, "exit_status:1 std_err:sbatch: error: invalid partition specified: nosuch\n"
-     "sbatch: error: Batch job submission failed: Invalid partition name specified\n"),
-    ({}, "#SBATCH --nonsense=1\ntrue", 500, "exit_status:255 std_err:sbatch: unrecognized option '--nonsense=1'\n"
-     'Try "sbatch --help" for more information\n'),
-    ({"constraints": "gpu"}, "true", 500, "Invalid feature specification\n"),
-    ({"reservation": "nope"}, "true", 500, "Requested reservation is invalid\n"),
-    ({}, "#!/bin/bash\r\ntrue\r\n", 500, "sbatch: error: instead of expected UNIX line breaks (\\n).\n"),
-    ({}, "#!/bin/bash\n# " + "x" * 6_000_000, 500, "Pathname of a file, directory or other parameter too long\n"),
-    ({"script": "true\n"}, "", 500, "sbatch: error: For instance: #!/bin/sh\n"),
-    ({"script": "", "scriptPath": "/home/alice/no.sh"}, "", 500, "sbatch: error: Unable to open file /home/alice/no.sh\n"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("fields", "script", "status", "words"), REFUSALS)
-async def test_refusals_are_worded_as_sbatch_words_them(queue, fields, script, status, words):
-    with pytest.raises(ApiError) as caught:
-        await queue.submit(script, **fields)
-    assert caught.value.status == status
-    assert caught.value.message.endswith(words)
 
 
 async def test_an_account_over_its_limit_is_refused_with_403(queue):

@@ -129,7 +129,7 @@ class SandboxProcess:
 
     def reset(self) -> None:
         """Take back every fault and begin to count requests anew."""
-        for path in ("/faults", "/outage", "/requests", "/s3-faults"):
+        for path in ("/faults", "/outage", "/requests", "/s3-faults", "/scheduler-faults"):
             self.delete(path)
         self.post("/sessions", {"max": None})
         self.post("/latency", {"seconds": 0})
