@@ -97,7 +97,7 @@ class Hpc:
 
     def system(self, name: str | None = None) -> System:
         """One system by name; without a name the configured one (FIRECREST_SYSTEM), else the only one there is."""
-        return System(self, name or self.site.system)
+        return System(self, name or self.site.system or None)
 
 
 class System:
@@ -452,7 +452,8 @@ class Job:
                 )
             for part in [Job(self.system, task.job_id, self.name, spec=self.spec) for task in info.tasks] or [self]:
                 path = await part.output_path(stream)
-                ended = asyncio.ensure_future(self._end(entry.watcher(system))) if follow else None
+                wait = follow and not info.is_terminal
+                ended = asyncio.ensure_future(self._end(entry.watcher(system))) if wait else None
                 try:
                     async for chunk in follow_file(entry.client, system, path, until=ended, offset=offset):
                         yield chunk

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.sandbox import SandboxProcess
 
 import hpcbridge
 from hpcbridge import JobSpec, _registry, errors
 from support.cli import clean_environment
+from support.sandbox import SandboxProcess
 
 QUICK = "#!/bin/bash\necho out; echo err >&2; exit {code}\n"
 
@@ -120,7 +120,7 @@ def test_nothing_is_left_unclosed(sandbox: SandboxProcess, tmp_path: Path, body:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", f"{code}\n{body}\ngc.collect()"],
+        [sys.executable, "-W", "always::ResourceWarning", "-c", f"{code}\n{body}\ngc.collect()"],
         env=clean_environment(sandbox.client_env("alice"), home=tmp_path),
         capture_output=True,
         text=True,
