@@ -74,9 +74,8 @@ class FirecRESTHook(BaseHook):
 
 def site_of(connection: Connection) -> tuple[Site, Credential]:
     """The deployment and the credential that a connection describes. Raises ConfigurationError."""
-    from hpcbridge.credentials.factory import credential_for
-
     from hpcbridge.credentials import Secret
+    from hpcbridge.credentials.factory import credential_for
     from hpcbridge.sites import DEFAULT_POLLING_RATE, CredentialSettings, Site
 
     extra: Mapping[str, Any] = connection.extra_dejson
