@@ -178,7 +178,7 @@ class Issuer:
 
     def _explain(self, error: Exception) -> HpcBridgeError:
         """Our error for Authlib's OAuthError, httpx's (of whichever generation Authlib uses) and unreadable answers."""
-        text = redaction.redact(str(error)) or type(error).__name__
+        text = redaction.redact(str(error)).partition("\n")[0] or type(error).__name__
         code = getattr(error, "error", None)
         if isinstance(code, str) and not isinstance(error, HpcBridgeError):
             return self._refused(code, getattr(error, "description", None))

@@ -89,7 +89,7 @@ class Files(Endpoints):
         """
         check_path(directory, system)
         check_name(name, system)
-        body, size = Quiet(file=(name, data, "application/octet-stream")), len(data)
+        payload, size = Quiet(files={"file": (name, data, "application/octet-stream")}), len(data)
         del data  # it may be an environment file, and tracebacks can show local variables
         path = f"{directory.rstrip('/')}/{name}"
         try:
@@ -97,7 +97,7 @@ class Files(Endpoints):
                 "POST",
                 f"/filesystem/{part(system)}/ops/upload",
                 params={"path": directory},
-                files=body.arguments,
+                payload=payload,
                 about={"system": system, "path": path},
                 patience=patience,
                 explain=explain if size else _explain_empty_upload,

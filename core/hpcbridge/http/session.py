@@ -108,6 +108,7 @@ class HttpSession:
         fresh_connection: bool | None = None,
         explain: Explain = explain_status,
         about: About | None = None,
+        payload: Quiet | None = None,
         **content: Any,
     ) -> httpx.Response:
         """One logical request; the answer has a status below 300 and its body is read.
@@ -125,6 +126,7 @@ class HttpSession:
                 on a pooled one that the server has closed nobody can tell whether the request arrived.
             explain: makes the error from an answer of 300 or more.
             about: what it is about, for errors: `system`, `path`, `job_id`.
+            payload: more of `content`, kept out of tracebacks that show local variables.
             **content: httpx's `params`, `json`, `files`, `data`, `content`, `headers`.
 
         Raises:
@@ -135,7 +137,7 @@ class HttpSession:
         call = _Call(
             method=method,
             path=path,
-            content=Quiet(**content),
+            content=Quiet(**content, **(payload.arguments if payload else {})),
             about={"site": self.site.name, **(about or {})},
             safe=safe,
             polling=polling,
