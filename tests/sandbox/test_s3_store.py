@@ -224,7 +224,7 @@ async def test_objects_and_urls_outlive_a_restart(tmp_path: Path) -> None:
     await asyncio.to_thread(upload.run)
     await first.stop()
     second = ObjectStore(tmp_path / "store")
-    await second.start()
+    await second.bucket("alice")
     assert httpx.get(upload.get_url).content == BLOCK[:10]
     await second.stop()
 

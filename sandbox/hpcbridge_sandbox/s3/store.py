@@ -153,7 +153,8 @@ class ObjectStore:
         await self.start()
         name = user if len(user) >= 3 else f"user-{user}"  # S3 wants three characters
         if name not in self._buckets:
-            await asyncio.to_thread(self._client.create_bucket, Bucket=name)
+            with contextlib.suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
+                await asyncio.to_thread(self._client.create_bucket, Bucket=name)
             self._buckets.add(name)
         return name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -29,30 +29,38 @@ class CompressionType(StrEnum):
         return {"none": "", "bzip2": "j", "gzip": "z", "xz": "J"}[self.value]
 
 
+class DataTransferType(str, Enum):  # noqa: UP042  the real server's validation errors print this kind of enumeration
+    """How bytes move between client and cluster."""
+
+    s3 = "s3"
+    streamer = "streamer"
+    wormhole = "wormhole"
+
+
 class WormholeTransferUploadRequest(_Body):
     """Directives of a Magic Wormhole upload, which this server does not offer."""
 
-    transfer_method: Literal["wormhole"]
+    transfer_method: Literal[DataTransferType.wormhole]
     wormhole_code: str = Field(description="Wormhole code to use for the transfer")
 
 
 class WormholeTransferRequest(_Body):
     """Directives of a Magic Wormhole download, which this server does not offer."""
 
-    transfer_method: Literal["wormhole"]
+    transfer_method: Literal[DataTransferType.wormhole]
 
 
 class S3TransferRequest(_Body):
     """Directives of a transfer over S3."""
 
-    transfer_method: Literal["s3"]
+    transfer_method: Literal[DataTransferType.s3]
     file_size: int | None = Field(None, description="Size of the file to upload in bytes")
 
 
 class StreamerTransferRequest(_Body):
     """Directives of a streamer transfer, which this server does not offer."""
 
-    transfer_method: Literal["streamer"]
+    transfer_method: Literal[DataTransferType.streamer]
 
 
 class _PathBody(_Body):
@@ -124,7 +132,7 @@ class TransferJob(_Body):
 class S3TransferResponse(_Body):
     """What a client needs to move its side of an S3 transfer."""
 
-    transfer_method: Literal["s3"] = "s3"
+    transfer_method: Literal[DataTransferType.s3] = DataTransferType.s3
     download_url: str | None = None
     parts_upload_urls: list[str] | None = None
     complete_upload_url: str | None = None

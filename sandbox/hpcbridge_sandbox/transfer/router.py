@@ -28,6 +28,7 @@ from hpcbridge_sandbox.transfer.jobs import submit_job
 from hpcbridge_sandbox.transfer.models import (
     CompressRequest,
     CopyRequest,
+    DataTransferType,
     ExtractRequest,
     MoveRequest,
     PostFileDownloadRequest,
@@ -44,7 +45,7 @@ SourceDep = Annotated[str, Depends(checked_body_path)]
 
 
 def _staged_path(request: PostFileUploadRequest | PostFileDownloadRequest) -> str:
-    if request.transfer_directives.transfer_method != "s3":
+    if request.transfer_directives.transfer_method is not DataTransferType.s3:
         raise ApiError(400, "Requested transfer method is not available.")
     if request.path is None:
         raise UnhandledError("('expected str, bytes or os.PathLike object, not NoneType',)")
