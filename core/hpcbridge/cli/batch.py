@@ -263,7 +263,7 @@ async def _print_end(job: Job, info: JobInfo, *, as_json: bool) -> int:
         output.print_json(_fields(info))
     if not info.ok:
         output.note(str(await job.post_mortem()))
-    elif not as_json:
+    elif not as_json and output.stderr_is_terminal():  # elsewhere the last change of state has said it
         output.note(f"{output.describe(info)}.")
     return for_job(info)
 

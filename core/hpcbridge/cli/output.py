@@ -33,6 +33,11 @@ def stdout_is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def stderr_is_terminal() -> bool:
+    """Whether people see messages and progress."""
+    return sys.stderr.isatty()
+
+
 def stderr_console() -> Console:
     """The console for messages and progress."""
     from rich.console import Console
@@ -129,7 +134,7 @@ def transfer_bar(label: str, quiet: bool = False) -> Iterator[Callable[[Progress
     if quiet:
         yield None
         return
-    if not sys.stderr.isatty():
+    if not stderr_is_terminal():
         yield _phase_lines(label)
         return
     from rich.markup import escape
@@ -172,7 +177,7 @@ def job_progress(quiet: bool = False) -> Iterator[Callable[[JobInfo], None] | No
     if quiet:
         yield None
         return
-    if not sys.stderr.isatty():
+    if not stderr_is_terminal():
         yield _state_lines()
         return
     from rich.markup import escape
