@@ -165,8 +165,11 @@ def _add_cluster(app: FastAPI, sandbox: Sandbox) -> None:
 
     @app.post("/s3-faults")
     async def s3_faults(rules: dict[str, Any]) -> dict[str, Any]:
-        """Failing, slow and corrupted parts; see `hpcbridge_sandbox.s3.faults`."""
-        await sandbox.s3.inject(rules)
+        """Failing, slow and corrupted parts; see `hpcbridge_sandbox.s3.rules`."""
+        try:
+            await sandbox.s3.inject(rules)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
         return rules
 
     @app.delete("/s3-faults")

@@ -40,6 +40,11 @@ def _templates() -> Environment:
     )
 
 
+def render_script(template: str, **values: Any) -> str:
+    """Text of the batch script *template* (``copy``, ``move``, ``ingress``, …) with *values* put in."""
+    return _templates().get_template(f"{template}.sh.j2").render(**values)
+
+
 async def submit_job(
     sandbox: Sandbox, user: User, system: str, name: str, template: str, account: str | None, **values: Any
 ) -> TransferJob:
@@ -51,7 +56,7 @@ async def submit_job(
     if sandbox.settings.require_account and account is None:
         raise ApiError(400, "Account parameter is required on this system.")
     lines = "\n".join(directives(sandbox.settings.require_account)).replace("{account}", account or "")
-    script = _templates().get_template(f"{template}.sh.j2").render(directives=lines, **values)
+    script = render_script(template, directives=lines, **values)
     unique = uuid.uuid4()
     logs = TransferJobLogs(
         output_log=f"{user.home}/.f7t_file_handling_job_{unique}.log",
