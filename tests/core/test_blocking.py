@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.sandbox import SandboxProcess
 
 import hpcbridge
 from hpcbridge import JobSpec, blocking, errors
 from hpcbridge import hpc as asynchronous
+from support.sandbox import SandboxProcess
 
 
 @pytest.fixture

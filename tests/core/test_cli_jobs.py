@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support.cli import COMMAND, clean_environment, run_cli
 from support.sandbox import SandboxProcess
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from support.cli import run_cli
 
 NOWHERE = {"FIRECREST_URL": "http://127.0.0.1:9", "AUTH_TOKEN_URL": "http://127.0.0.1:9/token"}

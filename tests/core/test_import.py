@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import hpcbridge
 import pytest
+
+import hpcbridge
 
 ROUNDS = 7
 
@@ -43,7 +44,9 @@ def test_every_exported_name_is_there(name: str) -> None:
 
 
 def test_star_import_and_unknown_names() -> None:
-    assert subprocess.run([sys.executable, "-c", "from hpcbridge import *; connect, JobSpec"], check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", "from hpcbridge import *; connect, JobSpec"], check=False).returncode == 0
+    )
     with pytest.raises(AttributeError, match="no attribute 'nothing_like_it'"):
         hpcbridge.nothing_like_it  # noqa: B018
 

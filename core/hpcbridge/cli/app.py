@@ -6,6 +6,7 @@ Nothing heavy is imported here: `hpcbridge --help` must be quick. Commands impor
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -54,8 +55,10 @@ class RootGroup(TyperGroup):
         except BrokenPipeError:
             raise
         except Exception as error:
-            if _is_for_typer(error) or state.debug:
+            if _is_for_typer(error):
                 raise
+            if state.debug:
+                traceback.print_exc()
             raise typer.Exit(_report(error)) from None
 
 
