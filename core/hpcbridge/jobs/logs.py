@@ -269,18 +269,17 @@ class _Reader:
         # The window may begin inside a character: each of its remaining bytes (at most 3) has come as one U+FFFD.
         whole = text.lstrip(_UNKNOWN)
         broken = len(text) - len(whole)
-        clean = whole.partition(_UNKNOWN)[0]
-        data = clean.encode()[: VIEW - broken]
+        data = _to_boundary(whole.partition(_UNKNOWN)[0].encode(), VIEW - broken)
         skip = self.offset - start - broken
-        if broken > 3 or skip < 0 or skip >= len(data):
+        known = data[max(0, skip - len(self._anchor)) : max(0, skip)]
+        if broken > 3 or not 0 <= skip < len(data) or not self._anchor.endswith(known):
             raise TooLarge(
                 f"{size - self.offset} bytes that are not text wait to be read",
                 system=self._system,
                 path=self._path,
                 hint="Fetch the file instead (`hpcbridge get`)",
             )
-        # Whole characters only, so that the next read begins between two.
-        return _complete(data[skip:])
+        return data[skip:]
 
     async def _replaced(self, size: int) -> tuple[bytes, int]:
         """Undecodable bytes in a file too large for `download`: with U+FFFD in their place, once the file is quiet."""
@@ -307,9 +306,11 @@ def _whole_characters(data: bytes) -> bytes:
     return b""
 
 
-def _complete(data: bytes) -> bytes:
-    """The longest beginning of `data` that ends with a character."""
-    return data.decode("utf-8", "ignore").encode()
+def _to_boundary(data: bytes, size: int) -> bytes:
+    """The first `size` bytes of UTF-8, and the rest of the character that the last of them begins."""
+    while size < len(data) and data[size] & 0xC0 == 0x80:
+        size += 1
+    return data[:size]
 
 
 async def post_mortem(
