@@ -58,7 +58,7 @@ class Script:
 
 def due_token() -> Token:
     """One that is due since a second, and spent in two."""
-    return Token(Secret("access-0"), 40, obtained=time.monotonic() - 7)
+    return Token(Secret("access-0"), 40, obtained=time.monotonic() - 6)
 
 
 @asynccontextmanager
@@ -131,7 +131,7 @@ async def test_a_loop_that_ends_under_a_fetch_does_not_stall_the_others() -> Non
 
 @pytest.mark.parametrize(
     ("lifetime", "due", "spent"),
-    [(300, 208, 268), (3600, 3508, 3568), (60, 18.7, 28), (40, 6, 9), (20, 10.7, 16), (32, 1.2, 1.8)],
+    [(300, 208, 268), (3600, 3508, 3568), (60, 18.7, 28), (40, 5.3, 8), (20, 10.7, 16), (32, 0.7, 1.0)],
 )
 def test_when_a_token_is_due_and_when_it_is_spent(lifetime: float, due: float, spent: float) -> None:
     token = Token(Secret("x"), lifetime, obtained=0.0)

@@ -122,9 +122,8 @@ class Issuer:
 
         async def ask(client: AsyncOAuth2Client) -> dict[str, Any]:
             data = {"client_id": self.client_id, **form}
-            response = await client.post(
-                url, data=data, withhold_token=True, auth=client.client_auth(self._client_auth)
-            )
+            auth = client.client_auth(self._client_auth)
+            response = await client.request("POST", url, data=data, withhold_token=True, auth=auth)
             body = response.json()
             if not isinstance(body, dict) or "error" in body or response.status_code >= 400:
                 raise client.oauth_error_class(
@@ -156,6 +155,8 @@ class Issuer:
             async with asyncio.timeout(3 * _TIMEOUT), self._client(url, secret) as client:
                 result: dict[str, Any] = await ask(client)
                 return result
+        except (TypeError, AttributeError, NameError):
+            raise  # a mistake of ours, not an answer
         except Exception as error:
             failure = self._explain(error)
         raise failure

@@ -43,7 +43,8 @@ class Token:
     def spent_at(self) -> float:
         """From when on it is not given out. Of a short-lived token, as much as possible is used."""
         beyond = self.lifetime - SERVER_MINIMUM
-        reserve = SERVER_MINIMUM + min(_SLACK, 0.1 * beyond) if beyond > 0 else 0.2 * self.lifetime
+        # JWTs expire at whole seconds, so up to one second less is left than the issuer says.
+        reserve = SERVER_MINIMUM + min(_SLACK, 0.5 * beyond) if beyond > 0 else 0.2 * self.lifetime
         return self.obtained + self.lifetime - reserve
 
     @property

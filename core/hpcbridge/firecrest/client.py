@@ -58,11 +58,6 @@ class FirecrestClient(Files, Transfers):
         """Whether listings take `name` (2.5.7); older servers ignore it, so `jobs` filters again."""
         return parse_version(self.server_version) >= (2, 5, 7)
 
-    @property
-    def username(self) -> str | None:
-        """The server's name for us, once an answer has told it."""
-        return self.session.username
-
     # -- status ------------------------------------------------------------------------------------------------------
 
     async def systems(self, fresh: bool = False, *, patience: float | None = None) -> list[SystemInfo]:

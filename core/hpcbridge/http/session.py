@@ -68,7 +68,6 @@ class HttpSession:
     Attributes:
         counters: see `Counters`.
         server_version: text of the header `f7t-appversion`, once seen ("2.x.x" from builds without a version).
-        username: the server's name for us (`f7t-authusername`), once seen.
     """
 
     def __init__(
@@ -84,7 +83,6 @@ class HttpSession:
         self.breaker = CircuitBreaker(site.name, self.policy.breaker)
         self.counters = Counters()
         self.server_version: str | None = None
-        self.username: str | None = None
         self._clients: dict[str, httpx.AsyncClient] = {}
         self._options: dict[str, Any] | None = None
 
@@ -286,7 +284,6 @@ class HttpSession:
     def _learn(self, response: httpx.Response) -> None:
         self.counters.by_status[response.status_code] += 1
         self.server_version = response.headers.get("f7t-appversion") or self.server_version
-        self.username = response.headers.get("f7t-authusername") or self.username
         for name in ("auth-token", "set-cookie"):  # a 401 echoes the bearer token
             response.headers.pop(name, None)
 
