@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hpcbridge_sandbox.context import Sandbox
     from hpcbridge_sandbox.faults import Outage, Rule
 
+CLOSING_DELAY = 0.01
 REST_PREFIXES = ("/status", "/compute", "/filesystem")
 GATEWAY_PAGE = b"<html><head><title>503 Service Temporarily Unavailable</title></head></html>\n"
 
@@ -87,6 +88,8 @@ class Frame:
         if after is None:
             await self._app(scope, receive, headed)
             if scope.get("state", {}).get("close_connection"):
+                # The real server writes a traceback first: late enough that a client has pooled the connection.
+                await asyncio.sleep(CLOSING_DELAY)
                 raise ConnectionClosed
             return
         await self._work_silently(scope, receive)
@@ -132,6 +135,8 @@ class Frame:
 
         async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if state.get("close_connection"):
+                    _serve_no_more(send)
                 extra = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
             await send(message)
@@ -158,6 +163,13 @@ async def _wait_for_client(receive: Receive, seconds: float | None) -> None:
         async with asyncio.timeout(seconds):
             while (await receive())["type"] != "http.disconnect":
                 pass
+
+
+def _serve_no_more(send: Send) -> None:
+    """Take no further request from this connection: the real server is about to close it."""
+    cycle = getattr(send, "__self__", None)
+    if cycle is not None:
+        cycle.on_response = lambda: None
 
 
 def _close(send: Send) -> None:

@@ -29,6 +29,7 @@ from hpcbridge_sandbox.settings import Settings
 from hpcbridge_sandbox.store import Store
 
 logger = logging.getLogger("hpcbridge.sandbox")
+BACKLOG = 2048
 
 
 class _Uvicorn(uvicorn.Server):
@@ -45,10 +46,11 @@ class Listener:
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
-        # A second socket is bound, but never listens: it keeps the port ours while the other one is closed.
-        self._holder = self._bind(port)
-        self.port: int = self._holder.getsockname()[1]
-        self._socket = self._bind(self.port)
+        self._socket = self._bind(port)
+        # Listening from now on makes a second sandbox on this port fail at once.
+        self._socket.listen(BACKLOG)
+        self.port: int = self._socket.getsockname()[1]
+        self._holder: socket.socket | None = None
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -56,8 +58,11 @@ class Listener:
         # asyncio switches Nagle's algorithm off only where the protocol is named; else every answer takes 40 ms.
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind((self._host, port))
+        try:
+            bound.bind((self._host, port))
+        except OSError:
+            bound.close()
+            raise
         return bound
 
     async def start(self, app: Any) -> None:
@@ -69,7 +74,7 @@ class Listener:
             lifespan="off",
             timeout_keep_alive=60,
             timeout_graceful_shutdown=1,
-            backlog=2048,
+            backlog=BACKLOG,
             server_header=True,
         )
         self._server = _Uvicorn(config)
@@ -85,6 +90,8 @@ class Listener:
         for server in self._server.servers:
             server.close()
         self._server.servers = []
+        # Bound, but not listening: refuses connections, and nobody else gets the port in the meantime.
+        self._holder = self._bind(self.port)
         for connection in list(self._server.server_state.connections):
             transport = getattr(connection, "transport", None)
             if transport is not None:
@@ -108,6 +115,9 @@ class Listener:
             backlog=config.backlog,
         )
         server.servers = [opened]
+        if self._holder is not None:
+            self._holder.close()
+            self._holder = None
 
     async def stop(self) -> None:
         """Stop serving."""
@@ -117,7 +127,9 @@ class Listener:
                 if not getattr(connection, "cycle", None):
                     connection.shutdown()
             await self._task
-        self._holder.close()
+        for held in (self._holder, self._socket):
+            if held is not None:
+                held.close()
 
 
 class Running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 from pathlib import Path
@@ -91,6 +92,13 @@ class Settings(BaseModel):
     max_ops_file_size: int = 5 * 1024 * 1024
     isolation: Literal["auto", "namespace", "bwrap"] = "auto"
     expose: tuple[Exposed, ...] = ()
+
+    @field_validator("host")
+    @classmethod
+    def _only_loopback(cls, host: str) -> str:
+        if not host.startswith("127.") or not ipaddress.IPv4Address(host).is_loopback:
+            raise ValueError(f"{host} is not a loopback address; the sandbox serves this machine only")
+        return host
 
     @field_validator("systems")
     @classmethod

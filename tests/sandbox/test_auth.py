@@ -12,6 +12,7 @@ import httpx
 import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+
 from support.sandbox import SandboxProcess
 
 SYSTEMS = "/status/systems"

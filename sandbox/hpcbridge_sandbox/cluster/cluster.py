@@ -115,7 +115,7 @@ class Cluster:
         user: User,
         argv: Sequence[str],
         *,
-        input: bytes | None = None,  # noqa: A002 (the name that subprocess uses)
+        input: bytes | None = None,
         timeout: float | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,

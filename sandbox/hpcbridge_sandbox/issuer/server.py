@@ -7,10 +7,10 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from authlib.oauth2 import AuthorizationServer, OAuth2Request
-from authlib.oauth2.rfc6749 import OAuth2Payload, grants
+from authlib.oauth2.rfc6749 import InvalidRequestError, OAuth2Payload, grants
 from authlib.oauth2.rfc6750 import BearerTokenGenerator
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oauth2.rfc8628 import DeviceAuthorizationEndpoint, DeviceCodeGrant
@@ -95,7 +95,7 @@ class Server(AuthorizationServer):  # type: ignore[misc]
         generator = BearerTokenGenerator(mint, lambda **_: secrets.token_urlsafe(32), lambda *_: int(self.lifetime))
         self.register_token_generator("default", generator)
         self.register_grant(ClientCredentials)
-        self.register_grant(Code, [CodeChallenge(required=True)])
+        self.register_grant(Code, [Pkce(required=True)])
         self.register_grant(Refresh)
         self.register_grant(Device)
         self.register_endpoint(DeviceAuthorization)
@@ -130,6 +130,13 @@ class Server(AuthorizationServer):  # type: ignore[misc]
         return status, body, headers
 
 
+class Pkce(CodeChallenge):  # type: ignore[misc]
+    """PKCE with S256 only (RFC 9700); a challenge without a method is taken as S256."""
+
+    SUPPORTED_CODE_CHALLENGE_METHOD: ClassVar[list[str]] = ["S256"]
+    DEFAULT_CODE_CHALLENGE_METHOD = "S256"
+
+
 class ClientCredentials(grants.ClientCredentialsGrant):  # type: ignore[misc]
     """A user's client acts for the user; its id is the user's name."""
 
@@ -140,6 +147,13 @@ class Code(grants.AuthorizationCodeGrant):  # type: ignore[misc]
     """Authorization code, with PKCE required of the public client."""
 
     TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post", "none"]
+
+    def validate_authorization_request(self) -> str:
+        """Ask the public client for PKCE before the login, not after it."""
+        redirect_uri: str = super().validate_authorization_request()
+        if self.request.client.secret_digest is None and "code_challenge" not in self.request.payload.data:
+            raise InvalidRequestError("This client must send a 'code_challenge'.")
+        return redirect_uri
 
     def save_authorization_code(self, code: str, request: Request) -> None:
         """Keep the code for five minutes."""
