@@ -17,7 +17,7 @@ import hpcbridge
 from hpcbridge.errors import IntegrityError, InvalidPath, TransferError
 from hpcbridge.staging import Progress, get_file, put_file
 from support.sandbox import SandboxProcess
-from support.staging import connected, leftovers, random_file, sha256
+from support.staging import clear_leftovers, connected, leftovers, random_file, sha256
 
 PIECE = 5 << 20
 SIZE = 4 * PIECE + 12_345
@@ -33,6 +33,7 @@ async def system(
     sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
 

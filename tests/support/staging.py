@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,6 +42,14 @@ def sha256(path: Path) -> str:
     """SHA-256 of a local file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clear_leftovers(sandbox: SandboxProcess, user: str = "alice") -> None:
+    """Remove what earlier tests have left on purpose: evidence of failures, half uploads."""
+    home = sandbox.host_path(f"/home/{user}")
+    for name in leftovers(sandbox, user):
+        path = home / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def leftovers(sandbox: SandboxProcess, user: str = "alice") -> list[str]:

@@ -10,7 +10,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, IntegrityError, Unavailable
+from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, IntegrityError, TransferError, Unavailable
 from hpcbridge.jobs.state import JobInfo
 from hpcbridge.staging import digests, server_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer
@@ -52,9 +52,16 @@ async def get(t: Transfer, remote: RemotePath, part: PartFile) -> str | None:
                 await _finish(t, download, checked=theirs is not None)
                 return theirs
             part.forget()
+    except BaseException as error:
+        # What the job itself did wrong is in its logs, and they stay.
+        if download is not None and not isinstance(error, TransferError):
+            await server_jobs.abandon(t, download.job)
+        raise
     finally:
         if summing is not None:
             summing.cancel()
+    if download is not None:
+        await server_jobs.remove_logs(t, download.job)
     raise t.error(f"{remote} arrived damaged {ATTEMPTS} times", kind=IntegrityError, path=str(remote))
 
 

@@ -38,8 +38,7 @@ async def put(t: Transfer, source: LocalFile, target: RemotePath, *, check: bool
     upload = await _ask(t, source, target)
     hashing = asyncio.ensure_future(source.sha256()) if check and digests.wanted(t) else None
     try:
-        await _send(t, source, upload)
-        source.check_unchanged()
+        await _stage(t, source, upload)
         t.reporter.phase(Phase.STAGING, f"transfer job {upload.job_id} fetches the file from the object store")
         await server_jobs.wait(t, upload.job)
         digest = await hashing if hashing else None
@@ -62,6 +61,16 @@ async def _ask(t: Transfer, source: LocalFile, target: RemotePath) -> S3Upload:
                 raise
             await asyncio.sleep(1.0)
     raise AssertionError("unreachable")
+
+
+async def _stage(t: Transfer, source: LocalFile, upload: S3Upload) -> None:
+    """Put the object there; without it the server's job would look for it until its time limit."""
+    try:
+        await _send(t, source, upload)
+        source.check_unchanged()
+    except BaseException:
+        await server_jobs.abandon(t, upload.job)
+        raise
 
 
 async def _send(t: Transfer, source: LocalFile, upload: S3Upload) -> None:

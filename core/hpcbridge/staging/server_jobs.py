@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SUCCESS = "successfully"
 """The word in the output log of every transfer script that did its work."""
+ABANDON_PATIENCE = 5.0
+"""Seconds of outage outlasted for the sake of tidiness only."""
 LOG_LAG = 6.0
 """Seconds for which a log may be missing or incomplete after the job's end: network file systems cache."""
 
@@ -64,6 +66,15 @@ async def read_log(t: Transfer, path: str | None) -> str:
     with suppress(NotFound):
         return (await t.client.download(t.name, path, patience=PATIENCE)).decode(errors="replace")
     return ""
+
+
+async def abandon(t: Transfer, job: TransferJob) -> None:
+    """Cancel a job whose transfer has failed on our side, and remove its logs: it would wait for its time limit."""
+    with suppress(HpcBridgeError):
+        await t.client.cancel(t.name, job.job_id, patience=ABANDON_PATIENCE)
+    for path in job.logs:
+        with suppress(HpcBridgeError):
+            await t.client.rm(t.name, path, patience=ABANDON_PATIENCE)
 
 
 async def remove_logs(t: Transfer, job: TransferJob) -> None:
