@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpcbridge._site_file import _SiteTable, read_site_file
 from support.cli import clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +102,15 @@ def test_every_command_is_documented() -> None:
     commands = subprocess.check_output([sys.executable, "-c", code], env=env, text=True).split()
     page = (ROOT / "docs/cli.md").read_text()
     assert {name for name in commands if f"| `{name}" not in page} == set()
+
+
+def test_the_configuration_of_the_documentation_is_valid(tmp_path: Path) -> None:
+    ((_, _, text),) = [each for each in snippets("docs/configuration.md") if each[0] == "toml"]
+    (tmp_path / "sites.toml").write_text(text)
+    content = read_site_file(tmp_path / "sites.toml")
+    assert set(content.sites) == {"cscs", "campus"}
+
+
+def test_every_key_of_the_configuration_file_is_documented() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    assert {key for key in _SiteTable.model_fields if f"`{key}`" not in page} == set()
