@@ -242,3 +242,29 @@ def submitted_id(process: subprocess.Popen[str]) -> str:
         if found := re.match(r"Submitted job (\w+)", line):
             return found[1]
     raise AssertionError(f"nothing was submitted (exit {process.wait()}, pid {os.getpid()})")
+
+
+@pytest.mark.slurm
+def test_the_whole_story_on_real_slurm(slurm_sandbox: SandboxProcess, folder: Path) -> None:
+    sandbox = slurm_sandbox
+    failed = hpcbridge(sandbox, folder, "submit", script(folder, "echo gone; exit 7"), "--key", f"{folder}", "--wait")
+    assert failed.returncode == 7
+    assert "gone" in failed.stderr
+    found = submit(sandbox, folder, "echo gone; exit 7", "--key", f"{folder}")
+    assert found["adopted"] is True
+    shown = wait_for(sandbox, folder, found["job_id"], "FAILED")
+    assert list(shown) == STATUS_FIELDS
+    assert (shown["exit_code"], shown["signal"]) == (7, 0)
+    assert hpcbridge(sandbox, folder, "logs", "-f", found["job_id"]).stdout == "gone\n"
+    killed = hpcbridge(sandbox, folder, "submit", script(folder, "kill -SEGV $$"), "--wait")
+    assert killed.returncode == 128 + signal.SIGSEGV
+    body = 'echo "task $SLURM_ARRAY_TASK_ID"'
+    tasks = hpcbridge(sandbox, folder, "submit", script(folder, body), "--array", "0-2", "--wait", "--json")
+    assert tasks.returncode == 0
+    array = json.loads(tasks.stdout)["job_id"]
+    assert hpcbridge(sandbox, folder, "logs", f"{array}_1").stdout == "task 1\n"
+    running = submit(sandbox, folder, "sleep 60")["job_id"]
+    assert json.loads(hpcbridge(sandbox, folder, "cancel", running, "--json").stdout)["state"] == "CANCELLED"
+    refused = hpcbridge(sandbox, folder, "submit", script(folder, "true"), "--partition", "no-such-partition")
+    assert refused.returncode == 1
+    assert "invalid partition" in refused.stderr
