@@ -174,7 +174,8 @@ REFUSALS = [
      "Invalid partition name specified\n"),
     ("true", {"constraints": "gpu"}, f"{SBATCH}{FAILED}Invalid feature specification\n"),
     ("true", {"reservation": "nope"}, f"{SBATCH}{FAILED}Requested reservation is invalid\n"),
-    ("#SBATCH --nonsense=1\ntrue", {}, f"{USAGE}unrecognized option '--nonsense=1'\nTry \"sbatch --help\" for more information\n"),
+    ("#SBATCH --nonsense=1\ntrue", {}, f"{USAGE}unrecognized "
+     "option '--nonsense=1'\nTry \"sbatch --help\" for more information\n"),
     ("#!/bin/bash\r\ntrue\r\n", {}, f"{SBATCH}Batch script contains DOS line breaks (\\r\\n)\nsbatch: error: "
      "instead of expected UNIX line breaks (\\n).\n"),
     ("#!/bin/bash\n# " + "x" * 6_000_000, {}, f"{SBATCH}{FAILED}Pathname of a file, directory or other parameter too "
@@ -186,7 +187,8 @@ REFUSALS = [
     ("#SBATCH -t soon\ntrue", {}, f"{USAGE}error: Invalid --time specification\n"),
     ("#SBATCH -N x\ntrue", {}, f"{USAGE}error: \"x\" is not a valid node count\n"),
     ("#SBATCH -n x\ntrue", {}, f"{SBATCH}Invalid numeric value \"x\" for --ntasks.\n"),
-    ("#SBATCH --no=1\ntrue", {}, f"{USAGE}option '--no=1' is ambiguous; possibilities: '--no-kill' '--no-requeue' '--nodefile' '--nodelist' '--nodes'\n"
+    ("#SBATCH --no=1\ntrue", {}, f"{USAGE}option '--no=1' is "
+     "ambiguous; possibilities: '--no-kill' '--no-requeue' '--nodefile' '--nodelist' '--nodes'\n"
      "Try \"sbatch --help\" for more information\n"),
     ("#SBATCH -J name extra\ntrue", {}, f"{USAGE}error: Invalid directive found in batch script: extra\n"),
     ("#SBATCH -d foo:1\ntrue", {}, f"{SBATCH}{FAILED}Job dependency problem\n"),

@@ -13,7 +13,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from hpcbridge_sandbox.cluster import Cluster, ClusterProcess, CommandResult
-from hpcbridge_sandbox.scheduling.slurm.config import CONF, HOME, Ports, account_commands, slurm_conf, slurmdbd_conf
+from hpcbridge_sandbox.scheduling.slurm.config import (
+    CONF,
+    HOME,
+    NODE,
+    Ports,
+    account_commands,
+    slurm_conf,
+    slurmdbd_conf,
+)
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +156,21 @@ class Daemons:
         result = await self._run(["/bin/sh", "-c", f"sacctmgr -i < {HOME}/etc/accounts"])
         log.debug("sacctmgr: %s %s", result.stdout.decode(), result.stderr.decode())
         await self._spawn("slurmctld", ["/usr/sbin/slurmctld", "-D"])
-        await self._spawn("slurmd", ["/usr/sbin/slurmd", "-D"])
         await self._until("slurmctld", lambda: _listens(self.ports.slurmctld))
+        await self._give_up_lost_jobs()
+        await self._spawn("slurmd", ["/usr/sbin/slurmd", "-D"])
         await self._until("slurmd", self._node_is_idle)
+
+    async def _give_up_lost_jobs(self) -> None:
+        """After a restart: jobs that ran are gone with the node, but Slurm would call them RUNNING for minutes.
+
+        They end as NODE_FAIL, or wait again where they may be requeued.
+        """
+        ran = await self._run(["squeue", "--noheader", "--states=running,suspended,completing", "--format=%i"])
+        if not ran.stdout.strip():
+            return
+        for change in (["State=DOWN", "Reason=restart"], ["State=RESUME"]):
+            await self._checked(["scontrol", "update", f"NodeName={NODE}", *change])
 
     async def _node_is_idle(self) -> bool:
         result = await self._run(["sinfo", "--noheader", "--format=%T"])
