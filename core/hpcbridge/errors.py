@@ -200,12 +200,16 @@ class SubmitRejected(HpcBridgeError):
 class Unavailable(HpcBridgeError):
     """Not now: refused, 503, 424, time-out of a safe request, outage. The same request may succeed later.
 
-    `retry_after`: seconds to wait, where the server said so.
+    `retry_after`: seconds to wait, where the server said so. `lasting`: it rarely passes by itself (the user's SSH
+    credential is refused), so it is repeated for half a minute at most, whatever the patience.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None, **context: Any) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, lasting: bool = False, **context: Any
+    ) -> None:
         super().__init__(message, **context)
         self.retry_after = retry_after
+        self.lasting = lasting
 
 
 class NotSent(Unavailable):

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,12 @@ def test_errors_pickle(kind: type[errors.HpcBridgeError]) -> None:
 def test_the_tree_in_the_docstring_has_every_error(kind: type[errors.HpcBridgeError]) -> None:
     assert kind.__name__ in (errors.__doc__ or "")
     assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_every_error_is_documented(kind: type[errors.HpcBridgeError]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+    assert f"`{kind.__name__}`" in page
 
 
 def test_families() -> None:

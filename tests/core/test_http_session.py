@@ -272,6 +272,28 @@ async def test_an_outage_is_probed_one_request_at_a_time() -> None:
         assert session.breaker.opened >= 1
 
 
+async def test_a_submit_is_never_the_probe() -> None:
+    up = time.monotonic() + 0.5
+
+    def decide(_request: Request, _number: int) -> Answer:
+        return Answer(201) if time.monotonic() > up else Answer(503)
+
+    async with serving(decide) as (session, server):
+        for _ in range(5):
+            with pytest.raises(errors.Unavailable):
+                await session.request("GET", "/x", patience=0)
+        refusals = 0
+        while True:
+            try:
+                await session.send_once("POST", "/jobs")
+                break
+            except errors.NotSent:  # never ambiguous: it was not sent
+                refusals += 1
+                await asyncio.sleep(0.03)
+        assert refusals
+        assert [request.method for request in server.requests].count("POST") == 1
+
+
 async def test_an_unhealthy_system_does_not_close_the_site() -> None:
     message = "The ssh service for the requested system (x) is unhealthy."
     async with serving(first(20, Answer(503, {"message": message}))) as (session, _):
@@ -332,6 +354,19 @@ async def test_a_trickle_ends() -> None:
         with pytest.raises(errors.Unavailable, match="no answer in time"):
             await session.request("GET", "/x", patience=0)
         await session.aclose()
+
+
+async def test_a_refused_ssh_credential_is_not_waited_out_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcbridge.firecrest.answers import explain
+    from hpcbridge.http.policy import RetryBudget
+
+    monkeypatch.setattr(RetryBudget, "LASTING", 0.2)
+    refusal = Answer(424, {"message": "Unable to establish SSH connection."})
+    async with serving(first(10**6, refusal)) as (session, _):
+        began = time.monotonic()
+        with pytest.raises(errors.Unavailable, match="SSH"):
+            await session.request("GET", "/x", patience=3600, explain=explain)
+        assert time.monotonic() - began < 2
 
 
 async def test_an_untrusted_certificate_says_what_to_set(tmp_path: object) -> None:

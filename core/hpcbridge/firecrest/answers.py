@@ -78,7 +78,10 @@ def explain(response: httpx.Response, about: About) -> HpcBridgeError:
     if status in (400, 403, 404, 424, 500):
         for words, kind, hint in _WORDS:
             if words.search(text):
-                return _remake(error, kind, hint)
+                made = _remake(error, kind, hint)
+                if isinstance(made, Unavailable):
+                    made.lasting = "Unable to establish SSH connection" in text
+                return made
     if status == 404 and about.get("job_id") is not None:
         return _remake(error, JobNotFound)
     if status == 503:

@@ -42,6 +42,7 @@ class RetryBudget:
     """
 
     UNEXPLAINED = 2
+    LASTING = 30.0
 
     def __init__(self, policy: HttpPolicy, *, safe: bool, patience: float | None) -> None:
         self._policy = policy
@@ -61,6 +62,8 @@ class RetryBudget:
         if isinstance(error, Unavailable):
             # For what is not safe, the session calls an outcome Unavailable only if it is a definite no.
             self.outcome_unknown |= not isinstance(error, NotSent)
+            if error.lasting:
+                self._patience = min(self._patience, self.LASTING)
             return self._patience > 0
         if isinstance(error, ServerError) and self._safe:
             self.outcome_unknown = True

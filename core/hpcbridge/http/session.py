@@ -173,6 +173,8 @@ class HttpSession:
             AmbiguousOutcome: sent, and the answer was lost.
             HpcBridgeError: what `explain` makes of the answer; `explain` decides which statuses are ambiguous.
         """
+        if self.breaker.is_open:
+            await self._look_whether_up()
         return await self._attempt(
             _Call(
                 method=method,
@@ -187,6 +189,20 @@ class HttpSession:
                 trace=trace_id.get() or uuid.uuid4().hex,
             )
         )
+
+    async def _look_whether_up(self) -> None:
+        """What must not happen twice is no probe: its outcome would be ambiguous just when the site is in trouble."""
+        try:
+            await self.request("GET", "/status/liveness/", patience=0, safe=True)
+        except NotSent:
+            raise
+        except Unavailable as error:
+            down = NotSent(f"the site does not answer: {error.message}", site=self.site.name)
+        except HpcBridgeError:
+            return  # an answer, whatever it says
+        else:
+            return
+        raise down
 
     @property
     def storage(self) -> httpx.AsyncClient:
