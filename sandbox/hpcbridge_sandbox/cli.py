@@ -1,4 +1,4 @@
-"""A FirecREST v2 backend on this machine, to try, develop and test with.
+"""A FirecREST v2 backend on this machine, for trying and testing.
 
 Heavy imports wait until the command runs, so that ``--help`` stays quick.
 """
@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from hpcbridge_sandbox.settings import Settings, UserSettings
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 app = typer.Typer(help="Run a FirecREST v2 backend on this machine, for trying and testing.", add_completion=False)
 
 
@@ -117,9 +118,7 @@ def _run(settings: Settings, verbose: bool) -> None:
     from hpcbridge_sandbox import server
 
     # Authlib logs every token that it issues at DEBUG, so only our own logger is ever that loud.
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=LOG_FORMAT)
     logging.getLogger("hpcbridge.sandbox").setLevel(logging.DEBUG if verbose else logging.INFO)
 
     def ready(started: server.Running) -> None:

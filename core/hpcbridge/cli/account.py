@@ -28,9 +28,9 @@ def login(
     device: Annotated[bool, typer.Option("--device", help="Log in on any other device, with a code.")] = False,
     site: SiteOption = None,
 ) -> None:
-    """Log in; the login is kept in a file that only you can read.
+    """Log in as a person.
 
-    Without an option a browser is used where this machine has one, else a code to enter on any other device.
+    The login is kept in a file that only you can read. Without an option a browser is used where this machine has one, else a code to enter on any other device.
     """
     if browser and device:
         raise usage_error("choose one of --browser and --device", "--browser")

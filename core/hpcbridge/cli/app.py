@@ -17,7 +17,7 @@ from hpcbridge.cli.exits import ExitCode, for_error
 
 EPILOG = "\n\n".join(
     (
-        "A remote path is [bold]/absolute/path[/bold] on the default system or [bold]system:/absolute/path[/bold].",
+        "A remote path is /absolute/path on the default system or system:/absolute/path.",
         "The deployment comes from FIRECREST_URL, AUTH_TOKEN_URL, FIRECREST_CLIENT_ID, FIRECREST_CLIENT_SECRET and "
         "FIRECREST_SYSTEM, or from a section of the configuration file named with --site.",
         "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 69 unavailable, 70 a defect, 74 transfer failed, "
@@ -114,7 +114,7 @@ app = typer.Typer(
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -67,23 +67,25 @@ def submit(
             metavar="SCRIPT", help="Batch script on this machine, - for standard input, or system:/path on the cluster."
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="Job name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Job name; default: the key, or the script's file name.")
+    ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="Submit once: a second submit with the same key finds the first job instead."),
+        typer.Option(metavar="KEY", help="Submit once: a second submit with the same key finds the first job instead."),
     ] = None,
     workdir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Remote working directory; default: your own directory there.")
     ] = None,
-    account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Partition (queue).")] = None,
-    reservation: Annotated[str | None, typer.Option(help="Reservation.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Node features asked for.")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Account to charge.")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Partition (queue).")] = None,
+    reservation: Annotated[str | None, typer.Option(metavar="NAME", help="Reservation.")] = None,
+    constraint: Annotated[str | None, typer.Option(metavar="LIST", help="Node features asked for.")] = None,
     time: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time limit, as sbatch takes it: 30, 1:30:00.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Number of nodes.")] = None,
-    ntasks: Annotated[int | None, typer.Option(min=1, help="Number of tasks.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of nodes.")] = None,
+    ntasks: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of tasks.")] = None,
     array: Annotated[
         str | None, typer.Option(metavar="RANGE", help="Job array, as sbatch takes it: 0-9, 1,3,5.")
     ] = None,

@@ -30,7 +30,7 @@ RouteOption = Annotated[
     str | None, typer.Option("--route", metavar="direct|chunked|s3", help="How to move it; default: what is quickest.")
 ]
 AccountOption = Annotated[
-    str | None, typer.Option("--account", help="Account for transfer jobs, where one is required.")
+    str | None, typer.Option("--account", metavar="NAME", help="Account for transfer jobs, where one is required.")
 ]
 VerifyOption = Annotated[
     str, typer.Option("--verify", metavar="auto|size|sha256|none", help="What to compare when it has arrived.")

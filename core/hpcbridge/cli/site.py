@@ -20,7 +20,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def systems(ctx: typer.Context, json: JsonOption = False, site: SiteOption = None) -> None:
-    """List the systems of a site: health, scheduler, file systems, limits."""
+    """List the systems of a site.
+
+    With their health, scheduler, file systems and limits.
+    """
     run(_systems(state_of(ctx, site), as_json=json))
 
 
@@ -65,7 +68,10 @@ def summary(info: SystemInfo) -> dict[str, Any]:
 
 
 def doctor(ctx: typer.Context, json: JsonOption = False, site: SiteOption = None, system: SystemOption = None) -> None:
-    """Check configuration, login, server, system and file system, and say what to do next."""
+    """Check that everything works, and say what to do next.
+
+    Goes from the configuration over token, server, system and limits to a file written and read back.
+    """
     from hpcbridge.cli.checkup import Checkup
 
     checkup = Checkup(state_of(ctx, site, system), quiet=json)
