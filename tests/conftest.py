@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+
 from support.sandbox import SandboxProcess, start_sandbox
 
 QUICK = ("--ingress-look", "2", "--accounting-lag", "1")

@@ -1,7 +1,7 @@
 """Bearer tokens as the REST interface checks them: 401 and 400 in the real server's words.
 
 The real server checks signature, expiry, and 30 seconds of remaining life, and takes the user from the claim
-``preferred_username``. It does not look at issuer or audience. It echoes the refused token in the header ``auth-token``.
+``preferred_username``. It does not look at issuer or audience. A refused token is echoed in the header ``auth-token``.
 """
 
 from __future__ import annotations

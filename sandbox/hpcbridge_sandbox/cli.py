@@ -123,9 +123,8 @@ def _run(settings: Settings, verbose: bool) -> None:
 
     def ready(started: server.Running) -> None:
         names = ", ".join(user.name for user in settings.users)
-        typer.echo(
-            f"hpcbridge sandbox ready: {started.sandbox.base_url} (users {names}; one machine, not a production service)"
-        )
+        what = f"users {names}; one machine, not a production service"
+        typer.echo(f"hpcbridge sandbox ready: {started.sandbox.base_url} ({what})")
 
     try:
         asyncio.run(server.run(settings, ready))

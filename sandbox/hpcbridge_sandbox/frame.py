@@ -122,7 +122,7 @@ class Frame:
 
     def _headers(self, scope: Scope) -> dict[str, str]:
         given = dict(scope["headers"])
-        headers = {"f7t-appversion": self._sandbox.settings.server_version}
+        headers: dict[str, str] = {"f7t-appversion": self._sandbox.settings.server_version}
         for name in ("x-request-id", "x-correlation-id"):
             value = given.get(name.encode(), b"").decode("latin-1")
             headers[name] = value or uuid.uuid4().hex

@@ -102,7 +102,7 @@ def test_the_user_is_who_the_token_says(isolated: SandboxProcess) -> None:
 def test_the_machine_cannot_be_changed_from_inside(isolated: SandboxProcess) -> None:
     output = run_job(
         isolated,
-        "touch /etc/x /usr/x /x /opt/x /home/x /var/x 2>&1 | grep -c 'touch: cannot touch'; cat /etc/shadow 2>/dev/null",
+        "touch /etc/x /usr/x /x /opt/x /home/x /var/x 2>&1 | grep -c 'cannot touch'; cat /etc/shadow 2>/dev/null",
     )
     assert output == "6\n"
 
@@ -139,7 +139,8 @@ def test_expose_shows_a_directory_of_this_machine(tmp_path: Path, as_root: bool)
                 sandbox, "/opt/software/tool; touch /opt/software/x 2>&1; touch /data/shared/y && echo written"
             )
         assert output.startswith("from the machine\ntouch: cannot touch '/opt/software/x': Read-only file system\n")
-        assert (software / "y").exists() == ("written" in output) is True
+        assert "written" in output
+        assert (software / "y").exists()
     finally:
         shutil.rmtree(software)
 

@@ -232,7 +232,7 @@ def test_the_pages_can_be_used_by_everyone(discovered: dict[str, Any], page: str
     assert "<script" not in text
     assert text.count("<h1>") == 1
     labels = set(re.findall(r'<label for="([^"]+)"', text))
-    shown = {name for name in re.findall(r'<input id="([^"]+)"', text)}
+    shown = set(re.findall(r'<input id="([^"]+)"', text))
     assert labels == shown
     assert 'autocomplete="current-password"' in text
 

@@ -230,7 +230,8 @@ class Cluster:
     ) -> CommandResult:
         """Run a command as root inside the cluster and return its output; only when `is_root`."""
         process = await self.spawn_root(argv, env=env, stdout=PIPE, stderr=PIPE)
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         try:
             async with asyncio.timeout(timeout):
                 out, err = await asyncio.gather(process.stdout.read(), process.stderr.read())
@@ -261,7 +262,9 @@ class Cluster:
         self, user: User | None, request: dict[str, Any], stdin: Output, stdout: Output, stderr: Output
     ) -> ClusterProcess:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        close, streams, files = [null], {}, {}
+        close = [null]
+        streams: dict[int, int] = {}
+        files: dict[str, tuple[str, int]] = {}
         passed = [null, null, null]
         for number, wanted in enumerate((stdin, stdout, stderr)):
             if wanted == STDOUT and number == 2:

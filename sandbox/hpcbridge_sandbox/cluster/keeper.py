@@ -15,6 +15,7 @@ the socket reports its end, this process exits, and the kernel ends everything e
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import ctypes.util
 import json
@@ -22,8 +23,9 @@ import os
 import select
 import signal
 import socket
-import stat
 import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_RELATIME = (
@@ -37,15 +39,15 @@ LARGEST_PACKET = 256 * 1024
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(result, what):
+def check(result: int, what: str) -> None:
     """Raise OSError with the C library's errno when a call failed."""
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def mount(source, target, kind, flags, data=None):
-    """Call mount(2)."""
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """Mount a file system, or change a mount, as the system call does."""
     arguments = [None if x is None else os.fsencode(x) for x in (source, target, kind, data)]
     check(
         libc.mount(arguments[0], arguments[1], arguments[2], ctypes.c_ulong(flags), arguments[3]),
@@ -53,17 +55,17 @@ def mount(source, target, kind, flags, data=None):
     )
 
 
-def make_parents(path):
+def make_directory(path: str | Path) -> None:
     """Create the directory ``path`` and those above it, world-readable."""
-    os.makedirs(path, mode=0o755, exist_ok=True)
+    Path(path).mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
-def bind(source, target, read_only):
+def bind(source: str, target: str, read_only: bool) -> None:
     """Show ``source`` (a directory, file or device) at ``target``; never with set-uid rights."""
-    if stat.S_ISDIR(os.stat(source).st_mode):
-        make_parents(target)
+    if Path(source).is_dir():
+        make_directory(target)
     else:
-        make_parents(os.path.dirname(target))
+        make_directory(Path(target).parent)
         if not os.path.lexists(target):
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
     mount(source, target, None, MS_BIND | MS_REC)
@@ -79,7 +81,7 @@ def bind(source, target, read_only):
     mount(None, target, None, MS_BIND | MS_REMOUNT | MS_NOSUID | keep)
 
 
-def build(root, entries):
+def build(root: str, entries: list[dict[str, Any]]) -> None:
     """Build the cluster's file tree on a fresh tmpfs at ``root`` and make it this process's root."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=0755")
@@ -89,27 +91,27 @@ def build(root, entries):
         if kind == "bind":
             bind(entry["source"], target, entry["read_only"])
         elif kind == "tmpfs":
-            make_parents(target)
+            make_directory(target)
             mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV)
         elif kind == "symlink":
-            make_parents(os.path.dirname(target))
-            os.symlink(entry["source"], target)
+            make_directory(Path(target).parent)
+            Path(target).symlink_to(entry["source"])
         elif kind == "dir":
-            make_parents(target)
+            make_directory(target)
         elif kind == "proc":
-            make_parents(target)
+            make_directory(target)
             mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         if entry.get("mode") is not None:
             modes.append((target, entry["mode"]))
     for target, mode in modes:
-        os.chmod(target, mode)
+        Path(target).chmod(mode)
     os.chdir(root)
     check(libc.pivot_root(b".", b"."), "pivot_root")
     check(libc.umount2(b".", MNT_DETACH), "umount the machine's root")
     os.chdir("/")
 
 
-def drop_capabilities():
+def drop_capabilities() -> None:
     """Give up every capability that the user namespace granted for the mounts."""
     check(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "clear ambient capabilities")
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
@@ -117,7 +119,7 @@ def drop_capabilities():
     check(libc.capset(header, data), "capset")
 
 
-def child(request, descriptors):
+def child(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     """Become the requested program; runs after fork and never returns."""
     code = 126
     try:
@@ -142,7 +144,7 @@ def child(request, descriptors):
             if opened > 2:
                 os.close(opened)
         code = 127
-        os.execvpe(request["argv"][0], request["argv"], request["env"])
+        os.execvpe(request["argv"][0], request["argv"], request["env"])  # noqa: S606 (that is what it is for)
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else request["argv"][0]
         os.write(2, f"{name}: {os.strerror(error.errno or 0)}\n".encode(errors="replace"))
@@ -153,38 +155,39 @@ def child(request, descriptors):
 class Keeper:
     """The loop: requests from the socket, ends of children from SIGCHLD."""
 
-    def __init__(self, control):
+    def __init__(self, control: socket.socket) -> None:
         self.control = control
-        self.ids = {}
-        self.pids = {}
+        self.ids: dict[int, int] = {}
+        self.pids: dict[int, int] = {}
         self.wakeup, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # only the server decides when the cluster ends
 
-    def receive(self):
+    def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         """Return the next request and its descriptors, or None at the end of the server."""
         size = array.array("i").itemsize
         data, ancillary, _, _ = self.control.recvmsg(LARGEST_PACKET, socket.CMSG_SPACE(4 * size))
-        descriptors = array.array("i")
+        passed = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(payload[: len(payload) - len(payload) % size])
-        descriptors = list(descriptors)
+                passed.frombytes(payload[: len(payload) - len(payload) % size])
+        descriptors = passed.tolist()
         if not data:
             return None, descriptors
         if data == b"memfd":
             with os.fdopen(descriptors.pop(), "rb") as large:
                 large.seek(0)
                 data = large.read()
-        return json.loads(data), descriptors
+        request: dict[str, Any] = json.loads(data)
+        return request, descriptors
 
-    def answer(self, message):
+    def answer(self, message: dict[str, Any]) -> None:
         """Send one message to the server."""
         self.control.sendmsg([json.dumps(message).encode()])
 
-    def spawn(self, request, descriptors):
+    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> None:
         """Fork; the child becomes the program."""
         pid = os.fork()
         if pid == 0:
@@ -193,18 +196,16 @@ class Keeper:
         self.pids[request["id"]] = pid
         self.answer({"id": request["id"], "pid": pid})
 
-    def signal(self, request):
+    def signal(self, request: dict[str, Any]) -> None:
         """Signal one started process, or the whole group that it leads."""
         pid = self.pids.get(request["id"])
         if pid is None and not request["group"]:
             return
-        pid = pid or request.get("pid")
-        try:
-            (os.killpg if request["group"] else os.kill)(pid, request["signal"])
-        except (ProcessLookupError, PermissionError):
-            pass  # it has ended in the meantime
+        # It may have ended in the meantime, or the rest of its group may belong to somebody else by now.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            (os.killpg if request["group"] else os.kill)(pid or request["pid"], request["signal"])
 
-    def reap(self):
+    def reap(self) -> None:
         """Collect every ended child, own or inherited, and report the own ones."""
         while True:
             try:
@@ -218,7 +219,7 @@ class Keeper:
                 self.pids.pop(request_id, None)
                 self.answer({"id": request_id, "status": status})
 
-    def run(self):
+    def run(self) -> None:
         """Serve until the server's end of the socket is closed."""
         poller = select.poll()
         poller.register(self.control, select.POLLIN)
@@ -242,12 +243,13 @@ class Keeper:
                         os.close(number)
 
 
-def main():
+def main() -> None:
     """Read the first message (how to set up), set up, report, and serve."""
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
     keeper = Keeper(control)
     setup, _ = keeper.receive()
+    assert setup is not None, "the server went before it said anything"
     try:
         if setup.get("entries") is not None:
             build(setup["root"], setup["entries"])
@@ -261,7 +263,5 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server has gone, and so does the cluster
         main()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the server has gone, and so does the cluster

@@ -166,7 +166,11 @@ class Link:
             ended.set_result(os.waitstatus_to_exitcode(message["status"]))
 
     def _fail(self, error: KeeperGone) -> None:
-        futures = [*self._started.values(), *self._ended.values(), *([self._ready] if self._ready else [])]
+        futures: list[asyncio.Future[Any]] = [
+            *self._started.values(),
+            *self._ended.values(),
+            *([self._ready] if self._ready else []),
+        ]
         self._started.clear()
         self._ended.clear()
         for future in futures:

@@ -31,8 +31,9 @@ _PAGES = {
  :root { color-scheme: light dark; }
  body { font: 1.1rem/1.5 system-ui, sans-serif; max-width: 32rem; margin: 2rem auto; padding: 0 1rem; }
  label { display: block; margin: 1rem 0 .25rem; font-weight: 600; }
- input { font: inherit; width: 100%; box-sizing: border-box; padding: .5rem; border: 2px solid GrayText; border-radius: .25rem; }
- button { font: inherit; margin: 1.5rem 1rem 0 0; padding: .6rem 1.4rem; border: 2px solid ButtonText; border-radius: .25rem; }
+ input, button { font: inherit; padding: .5rem 1rem; border: 2px solid ButtonText; border-radius: .25rem; }
+ input { width: 100%; box-sizing: border-box; }
+ button { margin: 1.5rem 1rem 0 0; }
  :focus-visible { outline: 3px solid Highlight; outline-offset: 2px; }
  .error { border-left: .4rem solid #b00020; padding: .5rem 1rem; font-weight: 600; }
 </style>
@@ -53,7 +54,8 @@ _PAGES = {
 <input id="password" name="password" type="password" autocomplete="current-password" required>
 """,
     "login": """{% extends "base" %}{% block content %}
-<p><strong>{{ client }}</strong> asks to work in your name. This is a sandbox on one machine, not a computing centre.</p>
+<p><strong>{{ client }}</strong> asks to work in your name.
+This is a sandbox on one machine, not a computing centre.</p>
 <form method="post">
 {% for name, value in carried %}<input type="hidden" name="{{ name }}" value="{{ value }}">
 {% endfor %}{% include "credentials" %}

@@ -140,13 +140,13 @@ class Pkce(CodeChallenge):  # type: ignore[misc]
 class ClientCredentials(grants.ClientCredentialsGrant):  # type: ignore[misc]
     """A user's client acts for the user; its id is the user's name."""
 
-    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post"]
+    TOKEN_ENDPOINT_AUTH_METHODS: ClassVar[list[str]] = ["client_secret_basic", "client_secret_post"]
 
 
 class Code(grants.AuthorizationCodeGrant):  # type: ignore[misc]
     """Authorization code, with PKCE required of the public client."""
 
-    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post", "none"]
+    TOKEN_ENDPOINT_AUTH_METHODS: ClassVar[list[str]] = ["client_secret_basic", "client_secret_post", "none"]
 
     def validate_authorization_request(self) -> str:
         """Ask the public client for PKCE before the login, not after it."""
@@ -189,7 +189,7 @@ class Code(grants.AuthorizationCodeGrant):  # type: ignore[misc]
 class Refresh(grants.RefreshTokenGrant):  # type: ignore[misc]
     """Refresh with rotation: every refresh token is good once, and its reuse ends the whole login."""
 
-    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post", "none"]
+    TOKEN_ENDPOINT_AUTH_METHODS: ClassVar[list[str]] = ["client_secret_basic", "client_secret_post", "none"]
     INCLUDE_NEW_REFRESH_TOKEN = True
 
     def authenticate_refresh_token(self, refresh_token: str) -> RefreshToken | None:
