@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.cli import run_cli
+from support.cli import COMMAND, clean_environment, run_cli
 from support.sandbox import SandboxProcess
 
 
@@ -97,3 +98,20 @@ def test_large_files_show_their_phases(sandbox: SandboxProcess, tmp_path: Path, 
     assert done.returncode == 0
     assert "large.dat: uploading" in done.stderr
     assert "12.0 MB" in done.stderr
+
+
+def test_interrupting_a_transfer_says_how_to_finish_it(sandbox: SandboxProcess, tmp_path: Path, there: str) -> None:
+    (tmp_path / "large.dat").write_bytes(b"x" * 60_000_000)
+    sandbox.post("/latency", {"seconds": 0.5})
+    env = clean_environment(sandbox.client_env("alice"), home=tmp_path)
+    command = [*COMMAND, "put", "large.dat", there]
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("uploading" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "Repeat the command" in said
+    assert "Traceback" not in said
+    sandbox.post("/latency", {"seconds": 0})
+    assert hpcbridge(sandbox, tmp_path, "put", "large.dat", there).returncode == 0

@@ -15,6 +15,7 @@ import pytest
 
 from support.cli import COMMAND, clean_environment, run_cli
 from support.sandbox import SandboxProcess
+from support.scale import PROVE
 
 STATUS_FIELDS = ["job_id", "name", "state", "exit_code", "signal", "reason", "submitted", "started", "ended", "nodes"]
 
@@ -209,6 +210,28 @@ def test_interrupting_the_wait_leaves_the_job_and_says_so(sandbox: SandboxProces
     assert f"hpcbridge logs -f {job_id}" in said
     assert "Traceback" not in said
     assert wait_for(sandbox, folder, job_id, "PENDING", "RUNNING")["job_id"] == job_id
+    assert hpcbridge(sandbox, folder, "cancel", job_id).returncode == 0
+
+
+def test_an_outage_during_the_wait_is_waited_out(sandbox: SandboxProcess, folder: Path) -> None:
+    waiting = start(sandbox, folder, "submit", script(folder, "sleep 3; exit 3"), "--wait")
+    submitted_id(waiting)
+    sandbox.post("/outage", {"kind": "refused", "seconds": 60 if PROVE else 6})
+    _, said = waiting.communicate(timeout=150)
+    assert waiting.returncode == 3
+    assert "Traceback" not in said
+
+
+def test_interrupting_the_log_leaves_the_job(sandbox: SandboxProcess, folder: Path) -> None:
+    job_id = submit(sandbox, folder, "echo begun; sleep 60")["job_id"]
+    following = start(sandbox, folder, "logs", "-f", job_id)
+    assert following.stdout is not None
+    assert following.stdout.readline() == "begun\n"
+    following.send_signal(signal.SIGINT)
+    _, said = following.communicate(timeout=20)
+    assert following.returncode == 130
+    assert f"Job {job_id} goes on" in said
+    assert "Traceback" not in said
     assert hpcbridge(sandbox, folder, "cancel", job_id).returncode == 0
 
 

@@ -30,7 +30,8 @@ def login(
 ) -> None:
     """Log in as a person.
 
-    The login is kept in a file that only you can read. Without an option a browser is used where this machine has one, else a code to enter on any other device.
+    The login is kept in a file that only you can read. Without an option a browser is used where this machine has one,
+    else a code to enter on any other device.
     """
     if browser and device:
         raise usage_error("choose one of --browser and --device", "--browser")
