@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import secrets
 import shlex
 import signal
@@ -30,6 +31,7 @@ from hpcbridge_sandbox.store import Store
 
 logger = logging.getLogger("hpcbridge.sandbox")
 BACKLOG = 2048
+OPEN_FILES = 16384
 
 
 class _Uvicorn(uvicorn.Server):
@@ -217,8 +219,17 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         yield Running(sandbox, rest, control)
 
 
+def _allow_many_files() -> None:
+    """Every command takes three pipes: the usual limit of 1,024 descriptors would end at some hundred requests."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def run(settings: Settings, ready: Any) -> None:
     """Run a sandbox until SIGTERM or SIGINT; call ``ready(Running)`` once it serves."""
+    _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -48,7 +49,10 @@ class Isolation:
         return self._links[None if self.is_root or user is None else user.name]
 
     async def start(self) -> None:
-        """Make directories and start the keepers."""
+        """Make directories and start the keepers; raises `RuntimeError` where namespaces are not to be had."""
+        reason = await asyncio.to_thread(unsupported)
+        if reason is not None:
+            raise RuntimeError(f"the cluster cannot be isolated: {reason}")
         self._make_directories()
         everyone = list(self._users.values())
         if self.is_root:
@@ -129,7 +133,7 @@ def _visible_python() -> tuple[str, list[str]]:
     return f"{INSIDE_PYTHON}/{real.relative_to(base)}", ["--ro-bind", str(base), INSIDE_PYTHON]
 
 
-def supported() -> str | None:
+def unsupported() -> str | None:
     """Return why no cluster can be isolated here, or None when it can."""
     if os.geteuid() == 0:
         return None if shutil.which("unshare") else "the program unshare (package util-linux) is missing"

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import socket
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ class Link:
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._next = 0
         self._started: dict[int, asyncio.Future[int]] = {}
         self._ended: dict[int, asyncio.Future[int]] = {}
@@ -102,6 +104,8 @@ class Link:
         """End the keeper and with it every process of its namespaces."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            asyncio.get_running_loop().remove_writer(self._socket.fileno())
+            self._drop_waiting()
             self._socket.close()
             self._socket = None
         self._fail(KeeperGone("the sandbox is stopping"))
@@ -116,25 +120,39 @@ class Link:
         if self._socket is None:
             raise KeeperGone("the cluster is not running")
         data = json.dumps(message).encode()
-        passed = list(descriptors)
-        large = None
+        passed = [os.dup(descriptor) for descriptor in descriptors]
         if len(data) > LARGEST_INLINE:
-            large = os.memfd_create("request", os.MFD_CLOEXEC)
-            with os.fdopen(os.dup(large), "wb") as file:
-                file.write(data)
-            passed.append(large)
+            passed.append(_in_memory(data))
             data = b"memfd"
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passed))] if passed else []
-        # A full socket means hundreds of pending requests: blocking for a moment is right then.
-        self._socket.setblocking(True)
-        try:
-            self._socket.sendmsg([data], ancillary)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise KeeperGone("the cluster has ended") from error
-        finally:
-            self._socket.setblocking(False)
-            if large is not None:
-                os.close(large)
+        self._waiting.append((data, passed))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what waits. The keeper must never be waited for here: it may be waiting for this loop to read."""
+        if self._socket is None:
+            return
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            data, passed = self._waiting[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passed))] if passed else []
+            try:
+                self._socket.sendmsg([data], ancillary)
+            except BlockingIOError:
+                loop.add_writer(self._socket.fileno(), self._flush)
+                return
+            except (BrokenPipeError, ConnectionResetError) as error:
+                self._drop_waiting()
+                raise KeeperGone("the cluster has ended") from error
+            self._waiting.popleft()
+            for descriptor in passed:
+                os.close(descriptor)
+        loop.remove_writer(self._socket.fileno())
+
+    def _drop_waiting(self) -> None:
+        for _, passed in self._waiting:
+            for descriptor in passed:
+                os.close(descriptor)
+        self._waiting.clear()
 
     def _on_readable(self) -> None:
         assert self._socket is not None
@@ -147,6 +165,8 @@ class Link:
                 data = b""
             if not data:
                 asyncio.get_running_loop().remove_reader(self._socket.fileno())
+                asyncio.get_running_loop().remove_writer(self._socket.fileno())
+                self._drop_waiting()
                 self._fail(KeeperGone("the cluster has ended"))
                 return
             self._on_message(json.loads(data))
@@ -177,3 +197,11 @@ class Link:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # whoever waits still sees it; nobody else needs a warning
+
+
+def _in_memory(data: bytes) -> int:
+    """Return a descriptor of an anonymous file that holds ``data``."""
+    descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+    return descriptor
