@@ -21,14 +21,19 @@ def local_queue() -> Iterator[SandboxProcess]:
 
 
 @pytest.fixture(scope="session")
-def real_slurm() -> Iterator[SandboxProcess]:
-    """A sandbox with a real Slurm; skipped by name where it is not installed, an error in CI."""
+def slurm_installed() -> None:
+    """Skip, by name, where a real Slurm is not installed; an error in CI."""
     missing = [name for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd") if not _installed(name)]
     if missing or os.geteuid() != 0:
         reason = f"real Slurm needs {', '.join(missing)}" if missing else "real Slurm needs root"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_slurm(slurm_installed: None) -> Iterator[SandboxProcess]:
+    """A sandbox with a real Slurm; skipped by name where it is not installed, an error in CI."""
     with start_sandbox(*QUICK, "--scheduler", "slurm", timeout=180) as started:
         yield started
 

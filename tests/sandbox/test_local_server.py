@@ -66,12 +66,17 @@ def test_server_2_5_6_knows_neither_names_nor_windows():
         assert {row["jobId"] for row in jobs(http, sandbox, name="one", time_window="1h")} == ids
 
 
-def test_an_account_can_be_required():
-    with start_sandbox("--require-account", "--accounting-lag", "0") as sandbox, sandbox.client() as http:
+@pytest.mark.parametrize("scheduler", ["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def test_an_account_can_be_required(scheduler, request):
+    if scheduler == "slurm":
+        request.getfixturevalue("slurm_installed")
+    with start_sandbox("--require-account", "--scheduler", scheduler) as sandbox, sandbox.client() as http:
         answer = submit(http, sandbox)
         assert answer.status_code == 500
         assert "Invalid account or account/partition combination specified" in answer.json()["message"]
         assert submit(http, sandbox, account="staff").status_code == 201
+        accounts = http.get(f"/status/{sandbox.system}/userinfo").json()["accounts"]
+        assert [entry["name"] for entry in accounts] == ["limited", "proj1", "staff"]
         assert submit(http, sandbox, "#!/bin/sh\n#SBATCH -A staff\ntrue\n").status_code == 201
 
 

@@ -34,8 +34,7 @@ def until(test, seconds=60):
     return result
 
 
-def test_jobs_outlive_a_kill_of_the_sandbox_and_nothing_else_does(real_slurm):
-    del real_slurm  # only for its check that Slurm is installed
+def test_jobs_outlive_a_kill_of_the_sandbox_and_nothing_else_does(slurm_installed):
     with start_sandbox("--scheduler", "slurm", timeout=180) as sandbox:
         with sandbox.client() as http:
             done = submit(http, sandbox, "#!/bin/sh\nexit 3\n")

@@ -72,10 +72,11 @@ AccountingStoragePort={ports.slurmdbd}
 AccountingStorageEnforce=associations,limits,qos
 AccountingStoreFlags=job_comment,job_env,job_script
 NodeName={NODE} NodeHostname={hostname} NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB} Feature=f7t,mc
-PartitionName=normal Default=YES Nodes={NODE} MaxTime=1-00:00:00 DefaultTime=01:00:00 State=UP
-PartitionName=debug Nodes={NODE} MaxTime=00:30:00 DefaultTime=00:10:00 State=UP
-PartitionName=xfer Nodes={NODE} MaxTime=1-00:00:00 DefaultTime=01:00:00 State=UP
-PartitionName=hidden Nodes={NODE} MaxTime=1-00:00:00 DefaultTime=01:00:00 Hidden=YES State=UP
+PartitionName=DEFAULT Nodes={NODE} MaxTime=1-00:00:00 DefaultTime=01:00:00 State=UP
+PartitionName=normal Default=YES
+PartitionName=debug MaxTime=00:30:00 DefaultTime=00:10:00
+PartitionName=xfer
+PartitionName=hidden Hidden=YES
 """
 
 
@@ -97,30 +98,26 @@ StorageLoc=slurm
 """
 
 
-def account_commands(users: Iterable[User], *, default_account: bool) -> str:
-    """Return what ``sacctmgr -i`` reads to know the accounts and users.
+NO_DEFAULT_ACCOUNTS = "UPDATE cluster_assoc_table SET is_def = 0"
+"""SQL that makes jobs name their account; ``sacctmgr`` insists that every user have a default."""
 
-    Without `default_account` a job must name its account, as on sites that require one: users then default to an
-    account that may not submit anything.
-    """
+
+def account_commands(users: Iterable[User]) -> str:
+    """Return what ``sacctmgr -i`` reads to know the accounts and users; few commands, for each takes half a second."""
     people = list(users)
-    lines = [f"add cluster {CLUSTER}"]
-    accounts = {**dict.fromkeys(sorted({user.account for user in people})), **ACCOUNT_LIMITS}
-    if not default_account:
-        accounts = {"none": 0, **accounts}
-    for account, limit in accounts.items():
-        lines.append(f"add account {account} cluster={CLUSTER}")
-        lines += [
-            f"add user {user.name} account={account} cluster={CLUSTER}"
-            + (f" defaultaccount={user.account if default_account else 'none'}")
-            for user in people
-            if account == (user.account if default_account else "none")
+    names = ",".join(user.name for user in people)
+    accounts = sorted({*(user.account for user in people), *ACCOUNT_LIMITS})
+    default = people[0].account
+    return "\n".join(
+        [
+            f"add cluster {CLUSTER}",
+            f"add account {','.join(accounts)} cluster={CLUSTER}",
+            f"add user {names} account={','.join(accounts)} cluster={CLUSTER} defaultaccount={default}",
+            *(
+                f"modify account {account} cluster={CLUSTER} set MaxSubmitJobs={ACCOUNT_LIMITS[account]}"
+                for account in accounts
+                if ACCOUNT_LIMITS.get(account) is not None
+            ),
+            "",
         ]
-        del limit
-    for account, limit in accounts.items():
-        for user in people:
-            if account != (user.account if default_account else "none"):
-                lines.append(f"add user {user.name} account={account} cluster={CLUSTER}")
-        if limit is not None:
-            lines.append(f"modify account {account} cluster={CLUSTER} set MaxSubmitJobs={limit}")
-    return "\n".join(lines) + "\n"
+    )

@@ -16,6 +16,7 @@ from hpcbridge_sandbox.cluster import Cluster, ClusterProcess, CommandResult
 from hpcbridge_sandbox.scheduling.slurm.config import (
     CONF,
     HOME,
+    NO_DEFAULT_ACCOUNTS,
     NODE,
     Ports,
     account_commands,
@@ -33,6 +34,8 @@ MUNGE_SOCKET = "/run/munge/munge.socket.2"
 
 MYSQL_SOCKET = "/run/mysqld/mysqld.sock"
 """Debian's default, which the client library uses for ``localhost``; in the cluster's own ``/run``."""
+
+_MARIADB = ("/usr/bin/mariadb", "--no-defaults", f"--socket={MYSQL_SOCKET}", "--user=root")
 
 
 class SlurmUnavailable(RuntimeError):
@@ -139,22 +142,28 @@ class Daemons:
             [
                 *("/usr/sbin/mariadbd", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-networking"),
                 *(f"--socket={MYSQL_SOCKET}", f"--pid-file={HOME}/run/mariadbd.pid", "--innodb-buffer-pool-size=64M"),
-                *("--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900", "--skip-log-bin"),
+                *(
+                    "--innodb-flush-log-at-trx-commit=0",
+                    "--innodb-flush-method=nosync",
+                    "--innodb-lock-wait-timeout=900",
+                    "--skip-log-bin",
+                ),
             ],
         )
         await self._until("mariadbd", self._database_answers)
 
     async def _database_answers(self) -> bool:
-        argv = ["/usr/bin/mariadb-admin", "--no-defaults", f"--socket={MYSQL_SOCKET}", "--user=root", "ping"]
-        return (await self._run(argv)).returncode == 0
+        return (await self._run([*_MARIADB, "--execute=SELECT 1"])).returncode == 0
 
     async def _start_slurm(self) -> None:
         await self._spawn("slurmdbd", ["/usr/sbin/slurmdbd", "-D"])
         await self._until("slurmdbd", lambda: _listens(self.ports.slurmdbd))
         commands = self._path("etc/accounts")
-        commands.write_text(account_commands(self._cluster.users.values(), default_account=self._default_account))
+        commands.write_text(account_commands(self._cluster.users.values()))
         result = await self._run(["/bin/sh", "-c", f"sacctmgr -i < {HOME}/etc/accounts"])
         log.debug("sacctmgr: %s %s", result.stdout.decode(), result.stderr.decode())
+        if not self._default_account:
+            await self._checked([*_MARIADB, "slurm", f"--execute={NO_DEFAULT_ACCOUNTS}"])
         await self._spawn("slurmctld", ["/usr/sbin/slurmctld", "-D"])
         await self._until("slurmctld", lambda: _listens(self.ports.slurmctld))
         await self._give_up_lost_jobs()

@@ -205,7 +205,8 @@ class SlurmScheduler:
             self._text(user, [*base, "assoc", f"user={user.name}", "format=account"]),
             self._text(user, [*base, "user", user.name, "format=defaultaccount"]),
         )
-        return [{"name": name, "default": name == default.strip()} for name in sorted(set(names.split()))]
+        own = sorted({*names.split()})
+        return [{"name": name, "default": name == default.strip()} for name in own]
 
 
 def _stderr(result: CommandResult) -> str:
