@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from hpcbridge.cli import account, batch, context, files, plugins, site
-from hpcbridge.cli.exits import ExitCode, for_error
+from hpcbridge.cli.exits import ExitCode, for_error, next_step
 
 EPILOG = "\n\n".join(
     (
@@ -71,7 +71,7 @@ def _report(error: Exception) -> ExitCode:
     from hpcbridge.errors import HpcBridgeError
 
     if isinstance(error, HpcBridgeError):
-        hint, error.hint = error.hint or _next_step(error), None
+        hint, error.hint = next_step(error), None
         _say(f"Error: {error}", f"Next: {hint}" if hint else None)
         return for_error(error)
     if isinstance(error, OSError) and error.filename is not None:
@@ -82,21 +82,6 @@ def _report(error: Exception) -> ExitCode:
         "This is a defect of hpcbridge. `hpcbridge --debug …` shows where; please report it.",
     )
     return ExitCode.INTERNAL
-
-
-_NEXT_STEPS = {
-    "JobNotFound": "`hpcbridge status` lists your jobs",
-    "PathNotFound": "`hpcbridge ls DIRECTORY` shows what is there",
-    "PermissionDenied": "`hpcbridge doctor` shows who you are there",
-    "Unavailable": "Try again later; `hpcbridge doctor` shows what answers",
-    "ServerError": "`hpcbridge doctor` shows what answers; tell the site the request id",
-}
-
-
-def _next_step(error: Exception) -> str | None:
-    """What to do about an error that does not say so itself; its nearest class decides."""
-    names = (kind.__name__ for kind in type(error).__mro__)
-    return next((_NEXT_STEPS[name] for name in names if name in _NEXT_STEPS), None)
 
 
 def _say(*lines: str | None) -> None:

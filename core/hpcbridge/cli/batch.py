@@ -48,6 +48,9 @@ STATUS_FIELDS = (
 )
 """What `status --json` prints, in this order; times are ISO 8601 with zone or null."""
 
+CANNOT_START = 53
+"""The signal that Slurm reports for a job whose working directory or output file it could not open."""
+
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `submit` prints it.")]
 
 
@@ -75,7 +78,8 @@ def submit(
         typer.Option(metavar="KEY", help="Submit once: a second submit with the same key finds the first job instead."),
     ] = None,
     workdir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Remote working directory; default: your own directory there.")
+        str | None,
+        typer.Option(metavar="DIR", help="Remote working directory, made if need be; default: your own there."),
     ] = None,
     account: Annotated[str | None, typer.Option(metavar="NAME", help="Account to charge.")] = None,
     partition: Annotated[str | None, typer.Option(metavar="NAME", help="Partition (queue).")] = None,
@@ -191,6 +195,8 @@ async def _submit(
         spec = JobSpec(**options)
         again = "Repeat the same command to find out" if key else "`hpcbridge status` lists your jobs"
         await system.info()  # a server that is down is told now; once submitting has begun, outages are waited out
+        if spec.workdir is not None:
+            await system.mkdir(spec.workdir)
         state.interrupt_note = f"The job may or may not have been submitted. {again}."
         job = await system.submit(spec, key=key)
         state.interrupt_note = _goes_on(job)
@@ -265,6 +271,9 @@ async def _print_end(job: Job, info: JobInfo, *, as_json: bool) -> int:
         output.print_json(_fields(info))
     if not info.ok:
         output.note(str(await job.post_mortem()))
+        if info.signal == CANNOT_START:
+            where = info.workdir or "the working directory"
+            output.note(f"Slurm says so when it cannot enter {where} or open the output file there.")
     elif not as_json and output.stderr_is_terminal():  # elsewhere the last change of state has said it
         output.note(f"{output.describe(info)}.")
     return for_job(info)

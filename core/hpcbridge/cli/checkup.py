@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hpcbridge.cli import output
 from hpcbridge.cli.context import State, choose_system, connect
-from hpcbridge.cli.exits import ExitCode, for_error
+from hpcbridge.cli.exits import ExitCode, for_error, next_step
 from hpcbridge.errors import HpcBridgeError, Unavailable
 from hpcbridge.hpc import Hpc, System
 
@@ -73,7 +73,7 @@ class Checkup:
 
     def _fail(self, name: str, error: HpcBridgeError) -> None:
         self.exit_code = self.exit_code or for_error(error)
-        hint, error.hint = error.hint, None
+        hint, error.hint = next_step(error), None
         self._add(Finding(name, False, str(error), hint))
 
     def _add(self, finding: Finding) -> None:

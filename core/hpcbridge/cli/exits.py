@@ -1,4 +1,7 @@
-"""Exit codes, in one place. They follow sysexits.h, timeout(1) and the shell (128 + signal)."""
+"""What an error means for the user: exit codes and next steps, in one place.
+
+The codes follow sysexits.h, timeout(1) and the shell (128 + signal).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hpcbridge.errors import HpcBridgeError
     from hpcbridge.jobs.state import JobInfo
 
 
@@ -57,6 +61,25 @@ def for_error(error: BaseException) -> ExitCode:
         if kind.__name__ in _TABLE:
             return _TABLE[kind.__name__]
     return ExitCode.FAILURE
+
+
+_NEXT_STEPS: dict[str, str] = {
+    "LoginRequired": "Run `hpcbridge login`, or set FIRECREST_CLIENT_SECRET",
+    "JobNotFound": "`hpcbridge status` lists your jobs",
+    "PathNotFound": "`hpcbridge ls DIRECTORY` shows what is there",
+    "PermissionDenied": "`hpcbridge doctor` shows who you are there",
+    "Unavailable": "Check FIRECREST_URL and the network; if both are right the site is down: try again later",
+    "ServerError": "Try again; if it stays, tell the site the request id",
+}
+
+
+def next_step(error: HpcBridgeError) -> str | None:
+    """What to do about an error: what it says itself, else what its nearest class suggests."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    if names[0] in ("NotFound", "LoginRequired"):
+        # Not found without a thing that was not found: there is no FirecREST at this URL.
+        return _NEXT_STEPS.get(names[0], "Check FIRECREST_URL, its path prefix included")
+    return error.hint or next((_NEXT_STEPS[name] for name in names if name in _NEXT_STEPS), None)
 
 
 _SIGKILL = 9

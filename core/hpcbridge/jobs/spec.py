@@ -32,7 +32,7 @@ def _plain(value: str | None) -> str | None:
 
 def _absolute(path: str | None) -> str | None:
     if path is not None and (not path.startswith("/") or "/../" in f"{path}/"):
-        raise ValueError("must be an absolute path without ..")
+        raise ValueError("must be an absolute path, without .. in it")
     return _plain(path)
 
 
