@@ -283,6 +283,10 @@ async def test_a_removal_whose_answer_was_lost_is_done(
         "/faults", [{"method": "POST", "path": "*/ops/mkdir", "kind": "status_after", "status": 504, "count": 1}]
     )
     await client.mkdir(system, f"{place}/once", parents=False)
+    sandbox.post("/faults", [{"method": "POST", "path": "*/ops/mkdir", "kind": "drop_after", "count": 1}])
+    await client.mkdir(system, f"{place}/twice", parents=False)
+    sandbox.post("/faults", [{"method": "POST", "path": "*/ops/symlink", "kind": "drop_after", "count": 1}])
+    await client.symlink(system, f"{place}/once", f"{place}/link")
 
 
 async def test_too_many_sessions_are_found_out(client: FirecrestClient, sandbox: SandboxProcess, place: str) -> None:

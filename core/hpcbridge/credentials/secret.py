@@ -57,7 +57,8 @@ class Secret:
 
 def redact_values(text: str) -> str:
     """`text` without the value of any live secret."""
-    for secret in list(_live.values()):
-        if secret.reveal() in text:
+    for reference in _live.valuerefs():  # a snapshot: other threads make secrets meanwhile
+        secret = reference()
+        if secret is not None and secret.reveal() in text:
             text = text.replace(secret.reveal(), "**********")
     return text

@@ -75,7 +75,6 @@ class _Requests:
             method,
             url[len(base) :],
             safe=not self._once,
-            fresh_connection=method != "GET",
             explain=explain_once if self._once else explain,
             about=self._about,
             timeout=timeout,

@@ -54,12 +54,11 @@ class Endpoints:
         explain: Explain = explain,
         **content: Any,
     ) -> httpx.Response:
-        """An idempotent write: repeated like a read, but never on a connection that may be dead."""
+        """An idempotent write: repeated like a read."""
         return await self.session.request(
             method,
             path,
             safe=True,
-            fresh_connection=True,
             about=about,
             patience=patience,
             timeout=timeout,

@@ -37,6 +37,7 @@ Explain = Callable[[httpx.Response, About], HpcBridgeError]
 """Turns an answer of 300 or more into an error; rooms that know the server's words bring their own."""
 
 _LONGEST_MESSAGE = 2000
+_SHORT_LIVED = "The issuer's tokens live less than the 30 s that the server wants: ask the site to lengthen them"
 
 _NOTHING_SENT = (
     httpx.ConnectError,
@@ -104,7 +105,8 @@ def explain_status(response: httpx.Response, about: About) -> HpcBridgeError:
         hint = "Check the site's URL: scheme, host and path prefix"
         return ConfigurationError(f"redirected, which FirecREST does not do: {text}", **context, hint=hint)
     if status == 401:
-        return AuthenticationError(f"the server does not accept the token: {text}", **context)
+        short = _SHORT_LIVED if "expires too soon" in text else None
+        return AuthenticationError(f"the server does not accept the token: {text}", **context, hint=short)
     if status == 429:
         return RateLimited(f"too many requests: {text}", **context, retry_after=retry_after(response.headers))
     if status in (424, 425, 502, 503, 504):

@@ -38,7 +38,8 @@ class RetryBudget:
 
     Outages (Unavailable) are outlasted for `patience` seconds after the first failure. Answers that may be the
     request's own fault are only tried a little: a command over the server's limit (408) and an unexplained 5xx twice
-    in all. What is not safe to repeat is made again only if nothing was sent.
+    in all, a refused SSH credential for half a minute. What is not safe to repeat is made again only after a definite
+    no.
     """
 
     UNEXPLAINED = 2

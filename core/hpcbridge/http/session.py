@@ -151,7 +151,7 @@ class HttpSession:
         try:
             return await retrying(self._attempt, call)
         except HpcBridgeError as error:
-            error.repeated = budget.outcome_unknown
+            error.repeated = budget.outcome_unknown or call.outcome_unknown
             raise
 
     async def send_once(
@@ -269,6 +269,7 @@ class HttpSession:
         if not call.fresh and call.safe and isinstance(outcome, _Dead):
             # The server closes connections after an unhandled error, and the pool does not know yet.
             self.counters.dead_connections += 1
+            call.outcome_unknown = True
             outcome = await self._send(call, bearer, request_id, "fresh")
         if isinstance(outcome, _Dead):
             return outcome.error
@@ -337,9 +338,9 @@ class HttpSession:
         self.counters.retries += 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Call:
-    """One logical request; attempts share it."""
+    """One logical request; attempts share it. `outcome_unknown`: a connection broke under it."""
 
     method: str
     path: str
@@ -351,6 +352,7 @@ class _Call:
     fresh: bool
     explain: Explain
     trace: str
+    outcome_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
