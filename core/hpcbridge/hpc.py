@@ -78,7 +78,10 @@ class Hpc:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        entry, lease = self._held.pop()
+        # Other loops may be inside the same object: let go of what this one holds.
+        loop = asyncio.get_running_loop()
+        index = max(i for i, (entry, _) in enumerate(self._held) if entry.loop is loop)
+        entry, lease = self._held.pop(index)
         lease.__exit__(None, None, None)
         await entry.rest()
 
