@@ -61,8 +61,17 @@ def written(sandbox):
 
 
 async def followed(sandbox, written, write, *, offset=0):
-    """What `follow` gives while `write` writes; the end comes when it returns."""
+    """What `follow` gives while `write` writes; the end comes when it returns.
+
+    `write` is given a function that waits until everything written so far has been read.
+    """
     got, ended = [], asyncio.Event()
+
+    async def caught_up():
+        async with asyncio.timeout(30):
+            while sum(map(len, got)) < len(written.all) - offset:
+                await asyncio.sleep(0.05)
+
     async with system_of(sandbox) as system:
 
         async def read():
@@ -72,7 +81,7 @@ async def followed(sandbox, written, write, *, offset=0):
                 got.append(chunk)
 
         reader = asyncio.create_task(read())
-        await write()
+        await write(caught_up)
         ended.set()
         await asyncio.wait_for(reader, 60)
     return b"".join(got)
@@ -94,7 +103,7 @@ async def test_every_byte_comes_once_as_it_is_written(sandbox, written, monkeypa
     if not small:
         monkeypatch.setattr(logs, "SMALL", 0)
 
-    async def write():
+    async def write(caught_up):
         for number in range(30):
             line = KINDS[kind](number)
             cut = number % max(1, len(line))  # writes end anywhere, inside characters too
@@ -107,7 +116,7 @@ async def test_every_byte_comes_once_as_it_is_written(sandbox, written, monkeypa
 
 
 async def test_a_file_that_comes_late_is_read_from_its_first_byte(sandbox, written):
-    async def write():
+    async def write(caught_up):
         await asyncio.sleep(0.5)
         written.append(b"late\n")
 
@@ -115,9 +124,9 @@ async def test_a_file_that_comes_late_is_read_from_its_first_byte(sandbox, writt
 
 
 async def test_what_is_written_just_before_or_after_the_end_is_read(sandbox, written):
-    async def write():
+    async def write(caught_up):
         written.append(b"first\n")
-        await asyncio.sleep(0.3)
+        await caught_up()
         written.append(b"last words")
         asyncio.get_running_loop().call_later(0.2, written.append, b", and an echo of the file system")
 
@@ -125,13 +134,13 @@ async def test_what_is_written_just_before_or_after_the_end_is_read(sandbox, wri
 
 
 async def test_a_file_that_never_comes_is_empty(sandbox, written):
-    assert await followed(sandbox, written, lambda: asyncio.sleep(0.3)) == b""
+    assert await followed(sandbox, written, lambda _: asyncio.sleep(0.3)) == b""
 
 
 async def test_an_unfinished_character_at_the_end_is_not_kept_back(sandbox, written, monkeypatch):
     monkeypatch.setattr(logs, "SMALL", 0)
 
-    async def write():
+    async def write(caught_up):
         written.append("Zü".encode()[:-1])
         await asyncio.sleep(0.3)
 
@@ -144,28 +153,27 @@ async def test_a_truncated_file_is_read_from_its_start(sandbox, written, monkeyp
     if not small:
         monkeypatch.setattr(logs, "SMALL", 0)
 
-    async def write():
+    async def write(caught_up):
         written.append(b"first run, first line\n")
-        await asyncio.sleep(1.0)
+        await caught_up()
         written.here.write_bytes(b"")
         written.append(b"short\n")
-        await asyncio.sleep(1.5)
+        await caught_up()
         written.here.write_bytes(b"")
         written.append(b"third run writes more than was there before\n")
-        await asyncio.sleep(1.0)
+        await caught_up()
 
     assert await followed(sandbox, written, write) == written.all
 
 
 async def test_a_replaced_file_is_read_from_its_start(sandbox, written):
-    async def write():
+    async def write(caught_up):
         written.append(b"old\n")
-        await asyncio.sleep(0.8)
+        await caught_up()
         new = written.here.with_suffix(".new")
         new.write_bytes(b"new file\n")
         new.chmod(0o644)
         new.replace(written.here)
-        await asyncio.sleep(0.8)
 
     assert await followed(sandbox, written, write) == b"old\nnew file\n"
 
@@ -173,7 +181,7 @@ async def test_a_replaced_file_is_read_from_its_start(sandbox, written):
 async def test_an_offset_leaves_out_what_was_read_before(sandbox, written):
     written.append(b"0123456789")
 
-    async def write():
+    async def write(caught_up):
         await asyncio.sleep(0.3)
         written.append(b"abc")
 
@@ -197,7 +205,7 @@ async def test_a_long_backlog_is_read_exactly(sandbox, written, text, offset):
     while (written.all[offset] & 0xC0) == 0x80:
         offset += 1
 
-    async def write():
+    async def write(caught_up):
         await asyncio.sleep(1.0)
         written.append(b"and the end\n")
 
@@ -207,10 +215,10 @@ async def test_a_long_backlog_is_read_exactly(sandbox, written, text, offset):
 async def test_undecodable_bytes_in_a_file_too_large_to_download_are_counted_and_replaced(sandbox, written):
     written.append(b"x" * 4_500_000)
 
-    async def write():
-        await asyncio.sleep(2.5)
+    async def write(caught_up):
+        await caught_up()
         written.append(b"\xff\xfe after\n")
-        await asyncio.sleep(2.0)
+        await caught_up()
         written.append(b"clean again\n")
 
     got = await followed(sandbox, written, write)
@@ -218,7 +226,7 @@ async def test_undecodable_bytes_in_a_file_too_large_to_download_are_counted_and
 
 
 async def test_an_outage_loses_and_doubles_nothing(sandbox, written):
-    async def write():
+    async def write(caught_up):
         for kind in ("refused", "503", "hang"):
             written.append(f"before {kind}\n".encode())
             await asyncio.sleep(0.5)

@@ -16,14 +16,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 import hpcbridge
-from hpcbridge.errors import AmbiguousOutcome, KeyConflict, SubmitRejected, Unavailable
+from hpcbridge.errors import AmbiguousOutcome, AuthenticationError, KeyConflict, SubmitRejected, Unavailable
 from hpcbridge.jobs.finder import lock_owner
 from hpcbridge.jobs.guard import Places
 from hpcbridge.jobs.intents import FileIntentStore
 from hpcbridge.jobs.spec import JobSpec
 from hpcbridge.jobs.submit import SubmitPolicy, submit_once
 from support.proxy import start_proxy
-from support.sandbox import SandboxProcess
+from support.sandbox import SandboxProcess, start_sandbox
 from support.scale import PROVE
 
 N = 200 if PROVE else 16
@@ -314,6 +314,36 @@ async def test_an_unreachable_site_is_waited_for_and_then_said_so(sandbox, tmp_p
                 system.client, system.name, spec, "gone", store=FileIntentStore(tmp_path), policy=short, user="alice"
             )
         await asyncio.sleep(4)
+
+
+async def test_an_error_while_in_doubt_does_not_free_the_key(sandbox, tmp_path):
+    """The answer is lost and then the look-up is refused: the next run must still look first."""
+    lost = {"method": "POST", "path": "/compute/*/jobs", "kind": "status_after", "status": 500, "count": 1}
+    refused = {"method": "GET", "path": "/compute/*/jobs", "kind": "status", "status": 401}
+    sandbox.post("/faults", [lost, refused])
+    spec, key, store = (
+        JobSpec(script="#!/bin/sh\nsleep 5\n", workdir="/home/alice"),
+        uuid.uuid4().hex,
+        FileIntentStore(tmp_path),
+    )
+    async with system_of(sandbox) as system:
+        with pytest.raises(AuthenticationError):
+            await submit_once(system.client, system.name, spec, key, store=store, policy=POLICY, user="alice")
+        sandbox.reset()
+        done = await submit_once(system.client, system.name, spec, key, store=store, policy=POLICY, user="alice")
+        assert done.adopted
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "rest"])
+async def test_the_other_scheduler_modes(mode, tmp_path):
+    with start_sandbox("--scheduler-mode", mode, "--accounting-lag", "1") as sandbox:
+        async with system_of(sandbox) as system:
+            for number, line in enumerate(("#!/bin/bash", "#!/usr/bin/env python3")):
+                text = f"{line}\n#SBATCH --output=out{number}\nprint('hello')\n" if number else f"{line}\necho hello\n"
+                spec = JobSpec(script=text, workdir="/home/alice", output=f"out{number}", env={"A": "1"})
+                done = await submit_once(system.client, system.name, spec, str(number), store=FileIntentStore(tmp_path))
+                assert (await system.watcher.wait(done.job_id, name=done.name)).ok
+                assert await system.read_bytes(f"/home/alice/out{number}") == b"hello\n"
 
 
 async def test_environment_values_arrive_intact_and_in_no_request(any_sandbox, workdir, tmp_path):

@@ -123,6 +123,21 @@ async def test_arrays_are_complete_only_when_every_task_is(any_sandbox):
         assert not any(each.is_terminal for each in seen[:-1])
 
 
+async def test_one_task_of_an_array_can_be_waited_for(any_sandbox):
+    script = (
+        "#!/bin/bash\n#SBATCH --array=0-1\nsleep $((SLURM_ARRAY_TASK_ID * 20))\nexit $((SLURM_ARRAY_TASK_ID + 3))\n"
+    )
+    async with system_of(any_sandbox) as system:
+        job = await system.submit(JobSpec(script=script, workdir="/home/alice", output="/dev/null"))
+        watcher, seen = JobWatcher(system.client, system.name, policy=QUICK), []
+        task = await watcher.wait(f"{job.id}_0", on_change=seen.append)
+        assert (task.job_id, task.state, task.exit_code) == (f"{job.id}_0", JobState.FAILED, 3)
+        assert seen[-1] == task
+        assert not (await watcher.info(f"{job.id}_1")).is_terminal
+        await system.client.cancel(system.name, job.id)
+        assert (await watcher.wait(job.id)).is_terminal
+
+
 async def test_a_real_jobs_states_are_told_in_order(any_sandbox):
     async with system_of(any_sandbox) as system:
         spec = JobSpec(script="#!/bin/bash\nsleep 3\nexit 5\n", workdir="/home/alice", output="/dev/null")

@@ -144,7 +144,7 @@ async def submit_once(
     if spec.workdir is None:
         raise InvalidSpec("The specification has no workdir", system=system)
     policy = policy or SubmitPolicy()
-    user = user or (await _outlast(policy, lambda: client.userinfo(system))).name
+    user = user or await _user(client, system, policy)
     name = job_name(
         spec.name,
         site=client.session.site.url,
@@ -161,11 +161,13 @@ async def submit_once(
         if intent.job_id is not None:
             places = Places(spec.workdir, name)
             return Submitted(intent.job_id, name, True, places.private if spec.env else None, spec.array)
+        submit = _Submit(client, system, spec, name, policy, intent)
         try:
-            done = await _Submit(client, system, spec, name, policy, intent).run()
+            done = await submit.run()
         except (*DEFINITE, _ProvenAbsent) as error:
-            # No job exists, so the key is free again: for the same script, or for a corrected one.
-            await store.abandon(record)
+            if not submit.in_doubt:
+                # No job exists, so the key is free again: for the same script, or for a corrected one.
+                await store.abandon(record)
             raise (error.error if isinstance(error, _ProvenAbsent) else error) from None
         try:
             await store.bind(record, done.job_id)
@@ -173,6 +175,17 @@ async def submit_once(
             # The job is there and findable by its name; losing its id over a full disk would be worse.
             log.warning("job %s (%s) could not be recorded: %s", done.job_id, name, error)
         return done
+
+
+_users: weakref.WeakKeyDictionary[FirecrestClient, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+async def _user(client: FirecrestClient, system: str, policy: SubmitPolicy) -> str:
+    """Our name on the system, asked for once: it costs the login node three commands."""
+    known = _users.setdefault(client, {})
+    if system not in known:
+        known[system] = (await _outlast(policy, lambda: client.userinfo(system))).name
+    return known[system]
 
 
 class _ProvenAbsent(Exception):
@@ -197,7 +210,7 @@ class _Nowhere:
 
 
 class _Submit:
-    """One submit under its name: POST, look up, decide."""
+    """One submit under its name: POST, look up, decide. `in_doubt`: a job may exist that we do not know of."""
 
     def __init__(
         self, client: FirecrestClient, system: str, spec: JobSpec, name: str, policy: SubmitPolicy, intent: Intent
@@ -207,6 +220,7 @@ class _Submit:
         self.policy, self.intent = policy, intent
         self.places = Places(spec.workdir, name)
         self.array = spec.array
+        self.in_doubt = not intent.new
 
     async def run(self) -> Submitted:
         """The job, made or found."""
@@ -233,14 +247,16 @@ class _Submit:
             except DEFINITE:
                 raise
             except RateLimited as error:
+                self.in_doubt = True
                 await pause.before_another(error)
                 rows = await self._look()
                 if rows:
                     return await self._adopt(rows), True
+                self.in_doubt = False
             except Unavailable as error:
                 await pause.before_another(error)
             except HpcBridgeError as error:
-                ended = time.monotonic()
+                self.in_doubt, ended = True, time.monotonic()
                 log.info("submit of %s: %s; looking for the job", self.name, error.message)
                 found = await self._settle(ended)
                 if found is not None:
@@ -270,7 +286,9 @@ class _Submit:
                     absent += 1
                     if absent == 2:
                         # The lock is evidence that outlives accounting: a job of this name has started.
-                        return await lock_owner(self.client, self.system, self.places.lock)
+                        owner = await lock_owner(self.client, self.system, self.places.lock)
+                        self.in_doubt = owner is not None
+                        return owner
                 pause = _Pause(self.policy)
             except TRANSIENT as error:
                 absent = min(absent, 1)

@@ -147,7 +147,7 @@ class JobWatcher:
         JobInfo is returned.
 
         Args:
-            job_id: the scheduler's id.
+            job_id: the scheduler's id; of one task of an array `120_1`.
             name: its name, where known.
             submitted_at: aware time of the submit; saves early by-id reads.
             array: of an array its expression or indices, where known; saves a by-id read at its end.
@@ -158,6 +158,8 @@ class JobWatcher:
             AuthenticationError, PermissionDenied, SystemNotFound, ConfigurationError: the server refuses us, several
             ticks in a row.
         """
+        if "_" in job_id:
+            return await self._task_ended(job_id, on_change, name=name, submitted=submitted_at)
         indices = expand_indices(array) if isinstance(array, str) else tuple(array) if array is not None else None
         info = await self._ended(job_id, on_change, name=name, submitted=submitted_at, expected=indices)
         owner = await self._owner(info)
@@ -167,15 +169,21 @@ class JobWatcher:
         return await self._ended(owner, on_change, name=info.name, submitted=submitted_at, expected=indices)
 
     async def info(self, job_id: str, *, name: str | None = None) -> JobInfo:
-        """The job now, by one by-id read. Raises JobNotFound."""
-        ledger = Ledger(self.policy)
+        """The job (or the task `120_1`) now, by one by-id read. Raises JobNotFound."""
+        ledger, asked_for = Ledger(self.policy), job_id
+        job_id = job_id.partition("_")[0]
         job = ledger.watch(job_id, 0.0, name=name)
         # An end is an end here, whether or not a requeue may follow it.
         job.ended_since = -self.policy.grace
         change = ledger.on_answer(job_id, await self.client.job(self.system, job_id), 0.0)
         assert change is not None
         assert change.info is not None
-        return change.info
+        if asked_for == job_id:
+            return change.info
+        task = _task(change.info, asked_for)
+        if task is None:
+            raise JobNotFound("The array has no such task", system=self.system, job_id=asked_for)
+        return task
 
     async def aclose(self) -> None:
         """End the watching; whoever waits gets a CancelledError."""
@@ -211,6 +219,34 @@ class JobWatcher:
             return await waiter.done
         finally:
             self._leave(job_id, waiter)
+
+    async def _task_ended(
+        self, task_id: str, on_change: OnChange | None, *, name: str | None, submitted: datetime | None
+    ) -> JobInfo:
+        """Until one task of an array has ended, whatever the others do."""
+        ended: asyncio.Future[JobInfo] = asyncio.get_running_loop().create_future()
+        last: list[JobInfo] = []
+
+        def look(array: JobInfo) -> None:
+            task = _task(array, task_id)
+            if task is None or task in last or ended.done():
+                return
+            last[:] = [task]
+            if on_change is not None:
+                on_change(task)
+            if task.is_terminal:
+                ended.set_result(task)
+
+        array_id = task_id.partition("_")[0]
+        whole = asyncio.ensure_future(self._ended(array_id, look, name=name, submitted=submitted, expected=None))
+        try:
+            await asyncio.wait({ended, whole}, return_when=asyncio.FIRST_COMPLETED)
+            task = ended.result() if ended.done() else _task(await whole, task_id)
+        finally:
+            whole.cancel()
+        if task is None:
+            raise JobVanished("The array has ended without such a task", system=self.system, job_id=task_id)
+        return task
 
     def _leave(self, job_id: str, waiter: _Waiter) -> None:
         waiters = self._waiters.get(job_id, [])
@@ -404,3 +440,7 @@ class JobWatcher:
 def _may_have_lost(info: JobInfo) -> bool:
     ends = info.tasks or (info,)
     return any(end.state is JobState.FAILED and end.exit_code == LOST_RACE_EXIT for end in ends)
+
+
+def _task(array: JobInfo, task_id: str) -> JobInfo | None:
+    return next((task for task in array.tasks if task.job_id == task_id), None)
