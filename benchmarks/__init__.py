@@ -1,0 +1,1 @@
+"""hpcbridge beside pyfirecrest, measured in one run on one machine against the sandbox."""
