@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
 from support.sandbox import SandboxProcess, start_sandbox
 
 QUICK = ("--ingress-look", "2", "--accounting-lag", "1")
+
+
+LOG_TAIL = 8000
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Show the end of the sandbox's log beside every failure of a test that used one."""
+    report = yield
+    for name, value in getattr(item, "funcargs", {}).items():
+        if report.failed and isinstance(value, SandboxProcess):
+            report.sections.append((f"log of the fixture {name}", value.log.read_text(errors="replace")[-LOG_TAIL:]))
+    return report
 
 
 @pytest.fixture(scope="session")
