@@ -1,5 +1,6 @@
 """``/compute`` answers as the recorded server does, on the local queue and on a real Slurm, over real HTTP."""
 
+import concurrent.futures
 import json
 import time
 import uuid
@@ -393,3 +394,26 @@ def test_dependencies_hold_a_job_back(api):
     assert code(api.ended(after)[0]) == ("COMPLETED", 0, 0)
     assert code(api.ended(unknown)[0]) == ("COMPLETED", 0, 0)
     api.until(never, lambda rows: rows[0]["status"]["stateReason"] == "DependencyNeverSatisfied")
+
+
+def test_too_many_sessions_at_once(api):
+    api.sandbox.post("/sessions", {"max": 4})
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: api.http.get(api.path), range(36)))
+    api.sandbox.post("/sessions", {"max": None})
+    bodies = [error(answer, 500) for answer in answers if answer.status_code != 200]
+    assert bodies
+    assert {body["message"] for body in bodies} == {"Error executing Slurm command."}
+    assert {cause for body in bodies for cause in body["causedBy"]} == {"Unable to open a new SSH channel."}
+
+
+def test_a_listing_costs_two_commands_and_a_submit_one(api):
+    api.sandbox.delete("/requests")
+    api.http.get(api.path)
+    assert api.sandbox.get("/requests")["commands"] == 2
+    job_id = api.submit("true")
+    assert api.sandbox.get("/requests")["commands"] == 3
+    api.http.get(f"{api.path}/{job_id}")
+    assert api.sandbox.get("/requests")["commands"] == 5
+    api.http.get(f"/status/{api.sandbox.system}/userinfo")
+    assert api.sandbox.get("/requests")["commands"] == 8

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -137,13 +138,23 @@ class Cluster:
             CommandTimeout: it ran too long and was killed.
             OutputLimit: it wrote 5 MiB or more.
         """
+        with self.session(user):
+            limit = self.settings.command_timeout if timeout is None else timeout
+            return await self._run(user, argv, input, limit, cwd, env, hold_stdin)
+
+    @contextmanager
+    def session(self, user: User) -> Iterator[None]:
+        """Hold one "SSH session" of the user and count one command; for commands that the sandbox answers itself.
+
+        Raises:
+            SSHError: the user already has ``max_sessions`` of them.
+        """
         if self.max_sessions is not None and self._sessions[user.name] >= self.max_sessions:
             raise SSHError
         self._sessions[user.name] += 1
         self.commands += 1
         try:
-            limit = self.settings.command_timeout if timeout is None else timeout
-            return await self._run(user, argv, input, limit, cwd, env, hold_stdin)
+            yield
         finally:
             self._sessions[user.name] -= 1
 

@@ -220,6 +220,7 @@ def admit(
         tasks=tasks_of(options),
         cpus=cpus_of(options),
         simulation=simulation,
+        rest=rest,
     )
     return request, options.name or _default_name(job, rest=rest)
 

@@ -71,6 +71,8 @@ class Request:
     tasks: int = 1
     cpus: int = 1
     simulation: Simulation | None = None
+    rest: bool = False
+    """It came by slurmrestd, which carries no environment over."""
 
 
 @dataclass

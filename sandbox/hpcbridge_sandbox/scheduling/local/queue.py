@@ -34,14 +34,13 @@ FLUSH_DELAY = 0.1
 class Queue:
     """Jobs by id, in the order of their ids, and the processes of those that run."""
 
-    def __init__(self, cluster: Cluster, store: Store, accounting: Accounting, *, clean_environment: bool) -> None:
-        """Make a queue over the cluster; `clean_environment` runs jobs with the call's variables only (REST mode)."""
+    def __init__(self, cluster: Cluster, store: Store, accounting: Accounting) -> None:
+        """Make a queue over the cluster."""
         self.accounting = accounting
         self.jobs: dict[int, Job] = {}
         self.by_user: defaultdict[str, dict[int, Job]] = defaultdict(dict)
         self.arrays: defaultdict[int, list[Job]] = defaultdict(list)
         self._cluster = cluster
-        self._clean_environment = clean_environment
         self._ledger = Ledger(store)
         self._runner = Runner(cluster)
         self._request_ids: dict[int, int] = {}
@@ -265,10 +264,9 @@ class Queue:
 
     async def _run(self, job: Job) -> None:
         user: User = self._cluster.users[job.request.user]
-        base: Mapping[str, str] = {} if self._clean_environment else user.environment()
         exit_code = signal_number = 0
         try:
-            process = await self._runner.start(user, job, base)
+            process = await self._runner.start(user, job)
             self._processes[job.job_id] = process
             if job.killed:
                 process.kill()

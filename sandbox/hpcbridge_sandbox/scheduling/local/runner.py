@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from hpcbridge_sandbox.cluster import Cluster, ClusterProcess, User
@@ -31,7 +30,8 @@ if [ "$mode" = truncate ]; then (: >"$output" && : >"$error") 2>/dev/null || kil
 exec <"$input" >>"$output" 2>>"$error"
 [ -z "$lost" ] || echo "slurmstepd: error: couldn't chdir to \\`$lost': No such file or directory: \\
 going to /tmp instead" >&2
-unset mode input output error dir lost
+unset OLDPWD
+export SLURM_TASK_PID=$$
 exec "$script"
 """
 
@@ -86,10 +86,11 @@ def slurm_environment(job: Job) -> dict[str, str]:
     request = job.request
     values = {
         "ENVIRONMENT": "BATCH",
+        "HOSTNAME": NODE,
         "SLURMD_NODENAME": NODE,
         "SLURM_CLUSTER_NAME": CLUSTER,
-        "SLURM_CONF": "/etc/slurm/slurm.conf",
         "SLURM_CPUS_ON_NODE": str(request.cpus),
+        "SLURM_GET_USER_ENV": "1",
         "SLURM_GTIDS": "0",
         "SLURM_JOBID": str(job.job_id),
         "SLURM_JOB_ACCOUNT": request.account,
@@ -107,12 +108,14 @@ def slurm_environment(job: Job) -> dict[str, str]:
         "SLURM_NNODES": str(request.nodes),
         "SLURM_NODEID": "0",
         "SLURM_NODELIST": NODE,
+        "SLURM_PRIO_PROCESS": "0",
         "SLURM_PROCID": "0",
         "SLURM_SUBMIT_DIR": request.workdir,
         "SLURM_SUBMIT_HOST": NODE,
         "SLURM_TASKS_PER_NODE": str(request.tasks),
         "SLURM_TOPOLOGY_ADDR": NODE,
         "SLURM_TOPOLOGY_ADDR_PATTERN": "node",
+        "TMPDIR": "/tmp",  # noqa: S108 (the cluster's own)
     }
     if request.options.ntasks is not None:
         values |= {"SLURM_NTASKS": str(request.tasks), "SLURM_NPROCS": str(request.tasks)}
@@ -157,13 +160,14 @@ class Runner:
     def _directory(self, job: Job) -> Path:
         return self._spool / f"job{job.job_id:05d}"
 
-    async def start(self, user: User, job: Job, base: Mapping[str, str]) -> ClusterProcess:
-        """Start the job's script as its user; `base` is the environment that ``--export=ALL`` carries over."""
+    async def start(self, user: User, job: Job) -> ClusterProcess:
+        """Start the job's script as its user, in the environment that ``--export=ALL`` carries over."""
         directory = self._directory(job)
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o755)
         self._write(directory / "slurm_script", job.request.script, 0o500, user)
-        environment = {**base, **job.request.env, **slurm_environment(job)}
+        base = {} if job.request.rest else user.environment()
+        environment = {**base, **slurm_environment(job), **job.request.env}
         if "PATH" in environment:
             environment["PATH"] = f"{SPOOL}/bin:{environment['PATH']}"
         mode = "append" if job.request.options.append or job.restarts else "truncate"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from hpcbridge_sandbox.cluster import Cluster, User
-from hpcbridge_sandbox.errors import UnhandledError
+from hpcbridge_sandbox.errors import SSHError, UnhandledError
 from hpcbridge_sandbox.scheduling.base import (
     ACCOUNTING_ROW_BYTES,
     LISTING_LIMIT,
@@ -27,6 +29,9 @@ from hpcbridge_sandbox.scheduling.local.runner import log_paths
 from hpcbridge_sandbox.scheduling.local.values import unix_now
 from hpcbridge_sandbox.settings import Settings
 from hpcbridge_sandbox.store import Store
+
+COMMAND_SECONDS = 0.05
+"""How long a command of the real server holds its SSH session; only waited for where sessions are limited."""
 
 FORGET_AFTER = 300.0
 """Seconds after its end for which the controller knows a job (Slurm's MinJobAge): metadata is 404 after that."""
@@ -54,8 +59,7 @@ class LocalScheduler:
 
     async def start(self) -> None:
         """Take up the jobs that the state directory knows."""
-        clean = self._settings.scheduler_mode == "rest"
-        self._queue = Queue(self._cluster, self._store, self.accounting, clean_environment=clean)
+        self._queue = Queue(self._cluster, self._store, self.accounting)
         self._queue.start()
 
     async def stop(self) -> None:
@@ -70,12 +74,38 @@ class LocalScheduler:
         mode = self._settings.scheduler_mode
         return mode == "rest" or (mode == "hybrid" and not request.script_path)
 
+    @asynccontextmanager
+    async def _commands(self, user: User, count: int = 1) -> AsyncIterator[None]:
+        """Take the SSH sessions that the real commands would take; under a limit, for as long as they would."""
+        if self._settings.scheduler_mode == "rest":
+            yield
+            return
+        with ExitStack() as stack:
+            for _ in range(count):
+                stack.enter_context(self._cluster.session(user))
+            if self._cluster.max_sessions is not None:
+                await asyncio.sleep(COMMAND_SECONDS)
+            yield
+
+    @asynccontextmanager
+    async def _reading(self, user: User) -> AsyncIterator[None]:
+        """The sessions of ``sacct`` and ``squeue``, whose errors the server wraps."""
+        try:
+            async with self._commands(user, 2):
+                yield
+        except SSHError as error:
+            raise wrapped(error.message) from error
+
     async def submit(self, user: User, request: JobSubmission) -> str:
         """Queue a job and return its id. Raises ApiError in sbatch's words (500, 403), or 408 without a script."""
         rest = self._by_rest(request)
         if isinstance(request.env, list) and not rest:
             raise UnhandledError("(\"'list' object has no attribute 'items'\",)")
-        script = await self._script(user, request)
+        if request.script_path or not request.script:
+            script = await self._script(user, request)
+        else:
+            async with self._commands(user):
+                script = request.script
         now = unix_now()
         live = self.queue.live_by_account
         need = self._settings.require_account
@@ -90,11 +120,9 @@ class LocalScheduler:
             if result.returncode != 0:
                 raise refused(1, f"sbatch: error: Unable to open file {request.script_path}\n")
             return result.stdout.decode(errors="surrogateescape")
-        if not request.script:
-            # sbatch waits for a script on its standard input, for as long as the server lets it.
-            await self._cluster.run(user, ["/bin/cat"], hold_stdin=True)
-            raise no_script()
-        return request.script
+        # sbatch waits for a script on its standard input, for as long as the server lets it.
+        await self._cluster.run(user, ["/bin/cat"], hold_stdin=True)
+        raise no_script()
 
     @staticmethod
     def _check_dependency(text: str) -> None:
@@ -115,7 +143,8 @@ class LocalScheduler:
         window: str | None = None,
     ) -> list[dict[str, Any]]:
         """Rows of the given ids, or of the listing."""
-        now = unix_now()
+        async with self._reading(user):
+            now = unix_now()
         if ids is None:
             jobs = self._listed(user, names, all_users=all_users, account=account, window=window, now=now)
             return [row for job in jobs for row in self._rows(job, now, listing=True)]
@@ -168,7 +197,8 @@ class LocalScheduler:
         window: str | None = None,
     ) -> bytes:
         """Return the listing's body; rows of jobs that cannot change any more are rendered once."""
-        now = unix_now()
+        async with self._reading(user):
+            now = unix_now()
         pieces = []
         for job in self._listed(user, names, all_users=all_users, account=account, window=window, now=now):
             view = self.accounting.view(job, now, listing=True)
@@ -186,7 +216,8 @@ class LocalScheduler:
 
     async def metadata(self, user: User, job_id: str) -> list[dict[str, Any]] | None:
         """Script and log paths while the controller knows the job; the script only for its owner."""
-        records = self.queue.records(int(job_id)) if job_id.isdigit() else []
+        async with self._commands(user, 2):
+            records = self.queue.records(int(job_id)) if job_id.isdigit() else []
         known = [job for job in records if job.end is None or unix_now() - job.end < FORGET_AFTER]
         if not known:
             return None
@@ -206,7 +237,8 @@ class LocalScheduler:
         """Cancel a job or an array. Raises ApiError 500 in scancel's words."""
         if not job_id.isdigit():
             raise refused(1, f"scancel: error: Invalid job id {job_id}\n")
-        records = self.queue.records(int(job_id))
+        async with self._commands(user):
+            records = self.queue.records(int(job_id))
         said = f"scancel: Terminating job {job_id}\nscancel: error: Kill job error on job id {job_id}: "
         if not records:
             raise refused(0, f"{said}Invalid job id specified\n")
@@ -285,7 +317,8 @@ class LocalScheduler:
 
     async def accounts(self, user: User) -> list[dict[str, Any]]:
         """The user's accounts, the default one marked."""
-        return [{"name": name, "default": name == user.account} for name in accounts_of(user)]
+        async with self._reading(user):
+            return [{"name": name, "default": name == user.account} for name in accounts_of(user)]
 
     # -- for tests ----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,8 @@ from hpcbridge_sandbox.scheduling.slurm.config import CONF
 from hpcbridge_sandbox.scheduling.slurm.daemons import Daemons
 from hpcbridge_sandbox.settings import Settings
 
-_ENVIRONMENT = {"SLURM_CONF": CONF, "SLURM_TIME_FORMAT": "%s"}
+_ENVIRONMENT = {"SLURM_CONF": CONF}
+_UNIX_TIMES = {**_ENVIRONMENT, "SLURM_TIME_FORMAT": "%s"}
 
 
 def sbatch_options(job: JobSubmission, *, rest: bool) -> list[str]:
@@ -76,7 +77,9 @@ class SlurmScheduler:
         await self._daemons.stop()
 
     async def _run(self, user: User, argv: Sequence[str], **options: Any) -> CommandResult:
-        return await self._cluster.run(user, argv, env=_ENVIRONMENT, **options)
+        # The format must not reach sbatch, which would carry it into the job's environment.
+        environment = _ENVIRONMENT if argv[0] == "sbatch" else _UNIX_TIMES
+        return await self._cluster.run(user, argv, env=environment, **options)
 
     async def _text(self, user: User, argv: Sequence[str]) -> str:
         """Run a command that must succeed and return its output."""
