@@ -145,6 +145,9 @@ def connect(
     site: str | Site | None = None, *, credential: Credential | None = None, adapter: str = "core", **overrides: Any
 ) -> Hpc:
     """Open a deployment; see `hpcbridge.connect`."""
+    from hpcbridge.sites import hide_secrets
+
+    overrides = hide_secrets(overrides)
     return Hpc(_async.connect(site, credential=credential, adapter=adapter, **overrides))
 
 

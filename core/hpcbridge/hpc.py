@@ -44,8 +44,9 @@ def connect(
     so on). `overrides` are fields of `Site` (`url=`, `token_url=`, `client_id=`, `client_secret=`, `system=` …) and win
     over both. `adapter` names the caller in the User-Agent. Raises ConfigurationError.
     """
-    from hpcbridge.sites import Site, load_site
+    from hpcbridge.sites import Site, hide_secrets, load_site, resolve_site
 
+    overrides = hide_secrets(overrides)
     if isinstance(site, Site):
         if overrides:
             raise TypeError("a Site is complete: use dataclasses.replace to change it, or give its name")
@@ -54,8 +55,9 @@ def connect(
 
             credential = credential_for(site)
         return Hpc(replace(site, adapter=adapter), credential)
-    site, found = load_site(site, adapter=adapter, **overrides)
-    return Hpc(site, credential or found)
+    if credential is not None:
+        return Hpc(resolve_site(site, adapter=adapter, **overrides), credential)
+    return Hpc(*load_site(site, adapter=adapter, **overrides))
 
 
 class Hpc:

@@ -120,6 +120,7 @@ def load_site(name: str | None = None, **overrides: Any) -> tuple[Site, Credenti
     Raises:
         ConfigurationError: names the file and the key, or the variable.
     """
+    overrides = hide_secrets(overrides)
     site = resolve_site(name, **overrides)
     from hpcbridge.credentials.factory import credential_for
 
@@ -128,6 +129,7 @@ def load_site(name: str | None = None, **overrides: Any) -> tuple[Site, Credenti
 
 def resolve_site(name: str | None = None, **overrides: Any) -> Site:
     """Like `load_site`, without making the credential (for `hpcbridge login`, which makes one)."""
+    overrides = hide_secrets(overrides)
     given = {key: value for key, value in overrides.items() if value is not None}
     if unknown := sorted(given.keys() - _SITE_KEYS - _CREDENTIAL_KEYS):
         raise ConfigurationError(f"unknown setting {unknown[0]!r}", hint=_known_settings())
@@ -138,6 +140,12 @@ def resolve_site(name: str | None = None, **overrides: Any) -> Site:
     if _describes(environment, given, table):
         table = {**table, **environment}
     return _build(label, {**table, **given})
+
+
+def hide_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with a plain client secret wrapped: keyword arguments show in tracebacks with local variables."""
+    secret = settings.get("client_secret")
+    return {**settings, "client_secret": Secret(secret)} if isinstance(secret, str) else dict(settings)
 
 
 def config_file() -> Path:
@@ -194,8 +202,6 @@ def _build(label: str, settings: Mapping[str, Any]) -> Site:
         )
     try:
         credentials = {key: settings[key] for key in _CREDENTIAL_KEYS & settings.keys()}
-        if isinstance(credentials.get("client_secret"), str):
-            credentials["client_secret"] = Secret(credentials["client_secret"])
         for key in ("client_secret_command", "token_command"):
             if key in credentials:
                 credentials[key] = tuple(credentials[key])

@@ -18,6 +18,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpcbridge import errors
 from hpcbridge.credentials import (
@@ -137,6 +139,40 @@ def test_when_a_token_is_due_and_when_it_is_spent(lifetime: float, due: float, s
     token = Token(Secret("x"), lifetime, obtained=0.0)
     assert token.due_at == pytest.approx(due, abs=0.1)
     assert token.spent_at == pytest.approx(spent, abs=0.1)
+
+
+@given(lifetime=st.floats(min_value=0.1, max_value=1e6))
+def test_a_token_is_due_before_it_is_spent_and_spent_before_the_server_refuses_it(lifetime: float) -> None:
+    token = Token(Secret("x"), lifetime, obtained=0.0)
+    assert 0 <= token.due_at <= token.spent_at <= lifetime
+    if lifetime > 30:
+        assert token.spent_at <= lifetime - 30
+        assert token.spent_at >= min(lifetime - 32, (lifetime - 30) / 2) - 1e-6
+
+
+async def test_an_issuer_known_by_its_discovery_document_alone() -> None:
+    paths: list[str] = []
+
+    async def serve(request: Request) -> Answer:
+        paths.append(request.path)
+        base = f"http://{request.headers['host']}"
+        if request.path == "/realms/x/.well-known/openid-configuration":
+            return Answer(200, {"token_endpoint": f"{base}/t", "device_authorization_endpoint": f"{base}/d"})
+        if request.path == "/t":
+            return Answer(200, {"access_token": "found", "token_type": "Bearer", "expires_in": 300})
+        return Answer(404)
+
+    async with httpd(serve) as server:
+        secret = SecretSource("client_secret", value=Secret("12345678"))
+        by_issuer = Issuer("me", issuer=server.url + "/realms/x", secret=secret)
+        assert await ClientCredentials(by_issuer).access_token() == "found"
+        by_token = Issuer("me", token_url=server.url + "/realms/x/protocol/openid-connect/token")
+        assert await by_token.endpoint("device_authorization_endpoint") == server.url + "/d"
+        with pytest.raises(errors.ConfigurationError, match="no authorization_endpoint"):
+            await by_token.endpoint("authorization_endpoint")
+        nowhere = Issuer("me", token_url=server.url + "/elsewhere/token")
+        with pytest.raises(errors.ConfigurationError, match=r"no discovery document.*issuer"):
+            await nowhere.endpoint("authorization_endpoint")
 
 
 async def test_a_due_token_is_renewed_in_the_background() -> None:

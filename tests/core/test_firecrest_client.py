@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sys
 import time
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpcbridge import errors
-from hpcbridge.firecrest import FirecrestClient
+from hpcbridge.firecrest import FirecrestClient, check_path
 from hpcbridge.http import HttpPolicy, HttpSession
 from hpcbridge.http.breaker import BreakerPolicy
 from hpcbridge.sites import load_site
@@ -166,6 +169,17 @@ async def test_names_that_would_not_arrive_are_refused(name: str) -> None:
     client = FirecrestClient(None)  # type: ignore[arg-type]
     with pytest.raises(errors.InvalidPath):
         await client.upload("s", "/home", name, b"x")
+
+
+@given(st.text(max_size=40).map(lambda text: "/home/" + text))
+def test_a_path_that_is_accepted_survives_the_servers_single_quotes(path: str) -> None:
+    try:
+        check_path(path)
+    except errors.InvalidPath:
+        assert any(character in "'\x7f" or character < " " or "\ud800" <= character <= "\udfff" for character in path)
+    else:
+        assert shlex.split(f"'{path}'") == [path]
+        assert path.encode().decode() == path
 
 
 async def test_jobs(client: FirecrestClient, sandbox: SandboxProcess, place: str) -> None:

@@ -141,6 +141,23 @@ def test_reprs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pickle.dumps(secret)
 
 
+def test_arguments_do_not_show_in_a_traceback() -> None:
+    import hpcbridge
+    from hpcbridge import blocking
+
+    for connect in (hpcbridge.connect, blocking.connect, load_site):
+        with pytest.raises(errors.ConfigurationError) as refused:
+            connect(url="ftp://h", client_id="me", client_secret="-".join(["correct", "horse", "battery", "staple"]))
+        assert CLIENT_SECRET not in shown(refused.value)
+
+
+def test_a_credential_of_the_callers_own_needs_no_other_settings() -> None:
+    import hpcbridge
+
+    hpc = hpcbridge.connect(url="http://h", credential=TokenCallable(lambda: "x"))
+    assert hpc.credential.identity.startswith("token_callable:")
+
+
 @pytest.mark.parametrize(
     "text",
     [
