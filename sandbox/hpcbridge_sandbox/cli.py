@@ -5,6 +5,7 @@ Heavy imports wait until the command runs, so that ``--help`` stays quick.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +54,10 @@ def sandbox(
     import contextlib
     import shutil
     import tempfile
+
+    if sys.platform != "linux":
+        typer.echo("hpcbridge sandbox: the sandbox needs Linux (namespaces); hpcbridge itself does not", err=True)
+        raise typer.Exit(1)
 
     from pydantic import ValidationError
 
@@ -113,7 +118,6 @@ def _users(given: list[str], state: Path) -> tuple[UserSettings, ...]:
 def _run(settings: Settings, verbose: bool) -> None:
     import asyncio
     import logging
-    import sys
 
     from hpcbridge_sandbox import server
 
