@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -331,6 +331,14 @@ def _no_system(site: Site, names: Sequence[str] = ()) -> HpcBridgeError:
     )
 
 
+_LATE = timedelta(minutes=2)
+"""For so long after a job's end its output may still arrive on the file system that the server reads."""
+
+
+def _long_over(info: JobInfo) -> bool:
+    return info.is_terminal and info.ended is not None and datetime.now(UTC) - info.ended > _LATE
+
+
 class Job:
     """One batch job on one system."""
 
@@ -457,8 +465,8 @@ class Job:
                 )
             for part in [Job(self.system, task.job_id, self.name, spec=self.spec) for task in info.tasks] or [self]:
                 path = await part.output_path(stream)
-                wait = follow and not info.is_terminal
-                ended = asyncio.ensure_future(self._end(entry.watcher(system))) if wait else None
+                late = follow and not _long_over(info)
+                ended = asyncio.ensure_future(self._end(entry.watcher(system))) if late else None
                 try:
                     async for chunk in follow_file(entry.client, system, path, until=ended, offset=offset):
                         yield chunk
