@@ -15,6 +15,7 @@ from hpcbridge_sandbox import compute, filesystem, status, transfer
 from hpcbridge_sandbox.context import Sandbox
 from hpcbridge_sandbox.errors import ApiError, UnhandledError
 from hpcbridge_sandbox.frame import Frame
+from hpcbridge_sandbox.interface import document
 from hpcbridge_sandbox.issuer.router import router as issuer_router
 
 logger = logging.getLogger("hpcbridge.sandbox")
@@ -32,6 +33,9 @@ def create_app(sandbox: Sandbox) -> Frame:
         root_path=sandbox.settings.root_path,
     )
     app.state.sandbox = sandbox
+    app.openapi = lambda: document(  # type: ignore[method-assign]
+        sandbox.settings, sandbox.base_url, f"{sandbox.issuer.url}/token"
+    )
     for router in (status.router, compute.router, filesystem.router, transfer.router, issuer_router):
         app.include_router(router)
     app.add_exception_handler(ApiError, on_api_error)

@@ -9,8 +9,6 @@ from typing import Any
 
 DATA = Path(__file__).parents[1] / "sandbox" / "data"
 ANSWERS: dict[str, dict[str, Any]] = json.loads((DATA / "answers.json").read_text())
-OPENAPI: dict[str, Any] = json.loads((DATA / "firecrest-v2-openapi.json").read_text())
-"""The server's own OpenAPI document."""
 
 USER, OTHER = "fireuser", "firesrv"
 _BASE = re.compile(r"/home/fireuser/rec2?-\d+")
