@@ -189,8 +189,10 @@ def test_ordinary_text_stays(text: str) -> None:
 
 def test_a_live_secret_is_found_whatever_its_form(everything: io.StringIO) -> None:
     secret = Secret("plain looking words")
+    logging.getLogger("hpcbridge.jobs.submit")
     HttpSession(Site(url="http://h"), TokenCallable(lambda: "x"))
-    logging.getLogger("hpcbridge").error("it says %s", "plain looking words")
+    for name in ("hpcbridge", "hpcbridge.http.session", "hpcbridge.jobs.submit"):
+        logging.getLogger(name).error("it says %s", "plain looking words")
     try:
         raise ValueError("plain looking words")
     except ValueError:

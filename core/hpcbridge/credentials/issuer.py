@@ -30,6 +30,17 @@ DEFAULT_LIFETIME = 300.0
 _TIMEOUT = 10.0
 _WELL_KNOWN = "/.well-known/openid-configuration"
 _LOGIN_ENDED = frozenset({"invalid_grant", "expired_token", "interaction_required", "login_required"})
+_PASSING = frozenset(
+    {
+        "temporarily_unavailable",
+        "server_error",
+        "slow_down",
+        "authorization_pending",
+        "too_many_requests",
+        "rate_limit_exceeded",
+    }
+)
+"""Refusals that the next attempt may not get (RFC 6749 and 8628, and what gateways say with 429)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +210,7 @@ class Issuer:
         return Unavailable(f"the issuer does not answer: {text}", site=self.site, path=self.name)
 
     def _refused(self, code: str, description: str | None) -> HpcBridgeError:
-        if code in ("temporarily_unavailable", "server_error", "slow_down", "authorization_pending"):
+        if code in _PASSING:
             refusal: HpcBridgeError = Unavailable(f"the issuer answers {code}", site=self.site, path=self.name)
         else:
             kind = LoginRequired if code in _LOGIN_ENDED else AuthenticationError

@@ -138,7 +138,7 @@ def explain_failure(error: Exception, about: About, *, safe: bool) -> HpcBridgeE
         )
     if isinstance(error, _NOTHING_SENT):
         what = "cannot find the host" if _caused_by(error, socket.gaierror) else "cannot connect"
-        return NotSent(f"{what}: {text}", **about)
+        return NotSent(f"{what}: {text}", **about, hint="Check the site's URL, the network and the proxy")
     what = "no answer in time" if isinstance(error, httpx.TimeoutException | TimeoutError) else "connection lost"
     if safe:
         return Unavailable(f"{what}: {text}", **about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from hpcbridge.errors import NotSent
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class CircuitBreaker:
         return Admission(self, probe=True)
 
     def _succeeded(self) -> None:
+        if self._open_until is not None:
+            log.warning("%s answers again", self.site)
         self.failures = 0
         self._open_until = None
         self._pause = self.policy.pause
@@ -70,6 +75,7 @@ class CircuitBreaker:
             return
         else:
             self.opened += 1
+            log.warning("%s does not answer; requests are held back until it does", self.site)
         self._open_until = time.monotonic() + self._pause
 
 

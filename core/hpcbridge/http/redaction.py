@@ -46,6 +46,9 @@ LOGGERS = (
 """A logger's filter sees only what is logged on that very logger, so each child that logs is listed."""
 
 
+_FAMILIES = frozenset({"hpcbridge", "httpx", "httpx2", "httpcore", "httpcore2", "authlib", "firecrest"})
+
+
 def redact(text: str) -> str:
     """`text` without anything that looks like a secret or is a live one."""
     text = redact_values(text)
@@ -75,8 +78,9 @@ _filter = RedactingFilter()
 
 
 def install() -> None:
-    """Put the filter on every logger that can see a secret; again and again is once."""
-    for name in LOGGERS:
+    """Put the filter on every logger that can see a secret, also those that modules have made since the last call."""
+    made = [name for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] in _FAMILIES]
+    for name in (*LOGGERS, *made):
         logger = logging.getLogger(name)
         if _filter not in logger.filters:
             logger.addFilter(_filter)

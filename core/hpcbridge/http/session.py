@@ -8,6 +8,7 @@ httpx and httpcore hold request headers, and a traceback with local variables wo
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections import Counter
@@ -18,7 +19,7 @@ from importlib.metadata import version
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying
+from tenacity import AsyncRetrying, RetryCallState
 
 from hpcbridge.credentials.base import Credential
 from hpcbridge.credentials.secret import Secret
@@ -30,6 +31,8 @@ from hpcbridge.http.limiter import AdaptiveLimiter, PollingRate
 from hpcbridge.http.policy import HttpPolicy, RetryBudget
 from hpcbridge.http.tls import client_options
 from hpcbridge.sites import Site
+
+log = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _GATEWAY_DOWN = frozenset({502, 503, 504})
@@ -146,7 +149,7 @@ class HttpSession:
         )
         budget = RetryBudget(self.policy, safe=safe, patience=patience)
         retrying = AsyncRetrying(
-            retry=budget.retry, wait=budget.wait, stop=budget.stop, after=self._count_retry, reraise=True
+            retry=budget.retry, wait=budget.wait, stop=budget.stop, before_sleep=self._note_retry, reraise=True
         )
         try:
             return await retrying(self._attempt, call)
@@ -334,8 +337,11 @@ class HttpSession:
         policy = self.policy
         return httpx.Timeout(connect=policy.connect, read=read or policy.read, write=policy.write, pool=policy.connect)
 
-    def _count_retry(self, _state: Any) -> None:
+    def _note_retry(self, state: RetryCallState) -> None:
         self.counters.retries += 1
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, HpcBridgeError):
+            log.info("attempt %d at %s failed: %s", state.attempt_number, self.site.name, error.message)
 
 
 @dataclass(slots=True)
