@@ -60,6 +60,12 @@ def written(sandbox):
     file.here.unlink(missing_ok=True)
 
 
+@pytest.fixture
+def by_tail(monkeypatch):
+    """Files are read by `tail` whatever their size."""
+    monkeypatch.setattr(logs, "SMALL", 0)
+
+
 async def followed(sandbox, written, write, *, offset=0):
     """What `follow` gives while `write` writes; the end comes when it returns.
 
@@ -97,22 +103,23 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["by download", "by tail"])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_every_byte_comes_once_as_it_is_written(sandbox, written, monkeypatch, kind, small):
-    if not small:
-        monkeypatch.setattr(logs, "SMALL", 0)
+@pytest.mark.parametrize("how", ["by download", "by tail"])
+async def test_every_byte_comes_once_as_it_is_written(sandbox, request, how):
+    if how == "by tail":
+        request.getfixturevalue("by_tail")
+    files = {kind: Written(sandbox) for kind in KINDS}
 
-    async def write(caught_up):
-        for number in range(30):
+    async def write(kind):
+        for number in range(25):
             line = KINDS[kind](number)
             cut = number % max(1, len(line))  # writes end anywhere, inside characters too
-            written.append(line[:cut])
-            await asyncio.sleep(0.03)
-            written.append(line[cut:])
-            await asyncio.sleep(0.02)
+            files[kind].append(line[:cut])
+            await asyncio.sleep(0.06)
+            files[kind].append(line[cut:])
+            await asyncio.sleep(0.04)
 
-    assert await followed(sandbox, written, write) == written.all
+    got = await asyncio.gather(*(followed(sandbox, files[kind], lambda _, kind=kind: write(kind)) for kind in KINDS))
+    assert dict(zip(KINDS, got, strict=True)) == {kind: file.all for kind, file in files.items()}
 
 
 async def test_a_file_that_comes_late_is_read_from_its_first_byte(sandbox, written):
@@ -137,9 +144,8 @@ async def test_a_file_that_never_comes_is_empty(sandbox, written):
     assert await followed(sandbox, written, lambda _: asyncio.sleep(0.3)) == b""
 
 
-async def test_an_unfinished_character_at_the_end_is_not_kept_back(sandbox, written, monkeypatch):
-    monkeypatch.setattr(logs, "SMALL", 0)
-
+@pytest.mark.usefixtures("by_tail")
+async def test_an_unfinished_character_at_the_end_is_not_kept_back(sandbox, written):
     async def write(caught_up):
         written.append("Zü".encode()[:-1])
         await asyncio.sleep(0.3)
@@ -147,11 +153,11 @@ async def test_an_unfinished_character_at_the_end_is_not_kept_back(sandbox, writ
     assert await followed(sandbox, written, write) == b"Z\xc3"
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["by download", "by tail"])
-async def test_a_truncated_file_is_read_from_its_start(sandbox, written, monkeypatch, small):
+@pytest.mark.parametrize("how", ["by download", "by tail"])
+async def test_a_truncated_file_is_read_from_its_start(sandbox, written, request, how):
     """As when a job is requeued; also when it has already grown beyond where we were."""
-    if not small:
-        monkeypatch.setattr(logs, "SMALL", 0)
+    if how == "by tail":
+        request.getfixturevalue("by_tail")
 
     async def write(caught_up):
         written.append(b"first run, first line\n")

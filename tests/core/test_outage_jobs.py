@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from hpcbridge.jobs.watch import JobWatcher, WatchPolicy
 from support.scale import PROVE
 
 SECONDS = 60 if PROVE else 5
-SUBMIT = SubmitPolicy() if PROVE else SubmitPolicy(lag=3.0, ssh=1.0, spacing=0.5, longest_pause=2.0)
+SUBMIT = SubmitPolicy() if PROVE else SubmitPolicy(lag=3.0, ssh=1.0, spacing=0.5, longest_pause=2.0, timeout=6.0)
 WATCH = WatchPolicy() if PROVE else WatchPolicy(first_tick=0.5, max_tick=2.0, lag=5.0)
 
 
@@ -41,6 +42,9 @@ async def test_an_outage_during_submit_and_wait_loses_and_doubles_nothing(reques
         system=env["FIRECREST_SYSTEM"],
     ) as hpc:
         system, store = hpc.system(), FileIntentStore(tmp_path)
+        if not PROVE:
+            session = system.client.session
+            session.policy = replace(session.policy, read=6.0)
         await system.mkdir(f"{workdir}/ran")
         watcher = JobWatcher(system.client, system.name, policy=WATCH)
 

@@ -85,6 +85,7 @@ class SubmitPolicy:
         spacing: between two look-ups after T.
         posts: POSTs with an ambiguous answer, each shown to have made no job, before we give up.
         longest_pause: between two attempts.
+        timeout: for the answer to a POST; after it the answer counts as lost.
     """
 
     lag: float = 30.0
@@ -93,6 +94,7 @@ class SubmitPolicy:
     spacing: float = 5.0
     posts: int = 5
     longest_pause: float = 10.0
+    timeout: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +245,7 @@ class _Submit:
         pause, ambiguous = _Pause(self.policy), 0
         while True:
             try:
-                return await self.client.submit(self.system, prepared.body), False
+                return await self.client.submit(self.system, prepared.body, timeout=self.policy.timeout), False
             except DEFINITE:
                 raise
             except RateLimited as error:

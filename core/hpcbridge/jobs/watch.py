@@ -14,6 +14,7 @@ import contextlib
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -295,6 +296,7 @@ class JobWatcher:
 
     async def _ticks(self) -> None:
         tick = self.policy.first_tick
+        durations: deque[float] = deque(maxlen=3)
         while self._ledger.jobs:
             self._news.clear()
             began = time.monotonic()
@@ -303,7 +305,10 @@ class JobWatcher:
             if went.duration is None and went.read_worked:
                 await self._read_all(began + max(tick, self.policy.first_tick))
             tick = self.policy.first_tick if went.changed else min(tick * self.policy.growth, self.policy.max_tick)
-            least = max(self.policy.first_tick, self.policy.load * (went.duration or 0.0))
+            if went.duration is not None:
+                durations.append(went.duration)
+            # One listing that hung in an outage says nothing about what listings cost; three in a row do.
+            least = max(self.policy.first_tick, self.policy.load * min(durations, default=0.0))
             if await self._pause(began, least, max(tick, least)):
                 tick = self.policy.first_tick
 
