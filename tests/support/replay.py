@@ -27,8 +27,8 @@ SIZES = {"max": 5 * MIB, "m39": 3_932_159, "m393": 3_932_160, "empty": 0}
 class World:
     """One sandbox in the state of the recorded server; jobs are made once, files anew for every answer."""
 
-    def __init__(self, sandbox: SandboxProcess, with_account: SandboxProcess) -> None:
-        self.sandbox, self.with_account = sandbox, with_account
+    def __init__(self, sandbox: SandboxProcess, with_account: SandboxProcess, scheduler: str) -> None:
+        self.sandbox, self.with_account, self.scheduler = sandbox, with_account, scheduler
         self._numbers = count()
         self._clients: dict[str, httpx.Client] = {}
         sandbox.post("/systems/lab-unhealthy", {"unhealthy": ["scheduler", "ssh"]})
@@ -208,6 +208,17 @@ class World:
         return str(self.sandbox.post("/jobs", order)["job_ids"][0])
 
     @cached_property
+    def reservation(self) -> str:
+        """The reservation ``res1``, in force."""
+        return str(self.sandbox.post("/reservations", {"name": "res1"})["name"])
+
+    @cached_property
+    def reserved(self) -> str:
+        """175: ran in the reservation."""
+        script = "#!/bin/bash\n#SBATCH -o /dev/null\ntrue\n"
+        return self.wait_state(self.submit(script, reservation=self.reservation), "COMPLETED")
+
+    @cached_property
     def quoted_name(self) -> str:
         """150."""
         return self.wait_state(self.submit("#!/bin/bash\nsleep 1\n", name="quo'te `d` é"), "COMPLETED")
@@ -240,6 +251,9 @@ class World:
         job: dict[str, Any] = answer.json()["transferJob"]
         live = {"PENDING", "RUNNING"} if name != "xfer_upload_zero_size" else {"PENDING"}
         self.wait(job["jobId"], lambda row: row["status"]["state"] not in live and bool(row["tasks"]))
+        end = time.monotonic() + 30
+        while self.view(job["logs"]["errorLog"]).status_code == 404 and time.monotonic() < end:
+            time.sleep(0.1)  # a job reads as running a moment before its logs are there
         return job
 
     def view(self, path: str) -> httpx.Response:

@@ -123,6 +123,9 @@ class Scheduler(Protocol):
     async def reservations(self, user: User) -> list[dict[str, Any]]:
         """Rows in the shape of ``ReservationModel``."""
 
+    async def reserve(self, name: str, start: float, duration: float) -> None:
+        """Make a reservation; `start` is Unix time, `duration` seconds."""
+
     async def accounts(self, user: User) -> list[dict[str, Any]]:
         """The user's accounts: ``{"name": str, "default": bool}``."""
 

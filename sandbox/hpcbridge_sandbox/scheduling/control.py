@@ -5,6 +5,7 @@ Mounted under the control URL; never part of the REST interface or of its OpenAP
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -43,6 +44,15 @@ class SimulatedJobs(BaseModel):
     exit_code: int = 0
     signal: int = 0
     reason: str = "None"
+
+
+class NewReservation(BaseModel):
+    """``POST …/reservations``: it begins ``delay`` seconds from now and lasts ``duration`` seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    duration: float = Field(default=600, gt=0)
+    delay: float = Field(default=0, ge=0)
 
 
 def _local(sandbox: Sandbox) -> LocalScheduler:
@@ -95,3 +105,10 @@ async def add_simulated_jobs(jobs: SimulatedJobs, sandbox: SandboxDep) -> dict[s
     )
     names = [jobs.name.replace("{i}", str(index)) for index in range(jobs.count)]
     return {"job_ids": _local(sandbox).simulate(user, names, simulation)}
+
+
+@router.post("/reservations")
+async def add_reservation(wanted: NewReservation, sandbox: SandboxDep) -> dict[str, str]:
+    """Make a reservation that any user's job may name."""
+    await sandbox.scheduler.reserve(wanted.name, time.time() + wanted.delay, wanted.duration)
+    return {"name": wanted.name}

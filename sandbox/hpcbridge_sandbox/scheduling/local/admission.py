@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from hpcbridge_sandbox.cluster import User
@@ -94,7 +94,9 @@ def _call_words(job: JobSubmission) -> list[str]:
     return [f"--{option}={value}" for option, value in given if value]
 
 
-def _check_request(options: Options, user: User, submitted: int, *, require_account: bool) -> None:
+def _check_request(
+    options: Options, user: User, submitted: int, *, require_account: bool, reservations: Collection[str]
+) -> None:
     """Raise `SbatchError` for what the controller refuses at once; `submitted` counts the account's live jobs."""
     if options.partition is not None and options.partition not in PARTITIONS:
         raise SbatchError(
@@ -105,7 +107,7 @@ def _check_request(options: Options, user: User, submitted: int, *, require_acco
     missing = require_account and options.account is None
     if missing or (options.account is not None and options.account not in accounts_of(user)):
         raise SbatchError(1, f"{_FAILED} Invalid account or account/partition combination specified\n")
-    if options.reservation is not None:
+    if options.reservation is not None and options.reservation not in reservations:
         raise SbatchError(1, f"{_FAILED} Requested reservation is invalid\n")
     if options.constraint is not None:
         features = re.findall(r"[A-Za-z0-9_.=-]+", options.constraint)
@@ -176,6 +178,7 @@ def admit(
     now: float,
     rest: bool,
     require_account: bool = False,
+    reservations: Collection[str] = (),
 ) -> tuple[Request, str]:
     """Return the request and the job's name.
 
@@ -187,6 +190,7 @@ def admit(
         now: Unix time.
         rest: the call goes to slurmrestd, which reads no directives and names a job ``allocation``.
         require_account: users have no default account.
+        reservations: names of the reservations in force; jobs may name them, nothing is set aside.
 
     Raises:
         ApiError: 500 or 403 with sbatch's words.
@@ -196,7 +200,7 @@ def admit(
         words = [] if rest else list(directive_words(script))
         options = parse_options([*words, *_call_words(job)], now=now)
         live = submitted.get(options.account or user.account, 0)
-        _check_request(options, user, live, require_account=require_account)
+        _check_request(options, user, live, require_account=require_account, reservations=reservations)
         simulation = _simulation(options.comment)
     except SbatchError as error:
         raise refused(error.exit_status, error.stderr) from error

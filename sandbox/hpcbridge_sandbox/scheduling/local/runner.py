@@ -8,12 +8,10 @@ import shutil
 from pathlib import Path
 
 from hpcbridge_sandbox.cluster import Cluster, ClusterProcess, User
+from hpcbridge_sandbox.cluster.view import SPOOL
 from hpcbridge_sandbox.scheduling.local.job import Job
 from hpcbridge_sandbox.scheduling.local.rows import CLUSTER, NODE
 from hpcbridge_sandbox.scheduling.local.values import expand_pattern
-
-SPOOL = "/var/lib/cluster/spool"
-"""Where the cluster sees the spooled scripts; root's, as slurmd's spool is."""
 
 IO_FAILURE = 53
 """The signal that Slurm reports for a job whose output file could not be opened (exit code 0:53)."""
@@ -141,13 +139,12 @@ class Runner:
     """Starts batch scripts in the cluster and keeps their spooled copies until they end."""
 
     def __init__(self, cluster: Cluster) -> None:
-        """Prepare the spool and the queue's own ``srun``."""
+        """Put the queue's own ``srun`` into every user's spool."""
         self._cluster = cluster
-        self._spool = cluster.host_path(SPOOL)
-        self._spool.mkdir(mode=0o755, parents=True, exist_ok=True)
-        tools = self._spool / "bin"
-        tools.mkdir(mode=0o755, exist_ok=True)
-        self._write(tools / "srun", _SRUN, 0o555, None)
+        for name in cluster.users:
+            tools = cluster.host_path(f"{SPOOL}/{name}/bin")
+            tools.mkdir(mode=0o755, exist_ok=True)
+            self._write(tools / "srun", _SRUN, 0o555, None)
 
     @staticmethod
     def _write(path: Path, text: str, mode: int, owner: User | None) -> None:
@@ -158,7 +155,7 @@ class Runner:
         path.chmod(mode)
 
     def _directory(self, job: Job) -> Path:
-        return self._spool / f"job{job.job_id:05d}"
+        return self._cluster.host_path(f"{SPOOL}/{job.request.user}/job{job.job_id:05d}")
 
     async def start(self, user: User, job: Job) -> ClusterProcess:
         """Start the job's script as its user, in the environment that ``--export=ALL`` carries over."""
@@ -169,9 +166,9 @@ class Runner:
         base = {} if job.request.rest else user.environment()
         environment = {**base, **slurm_environment(job), **job.request.env}
         if "PATH" in environment:
-            environment["PATH"] = f"{SPOOL}/bin:{environment['PATH']}"
+            environment["PATH"] = f"{SPOOL}/{user.name}/bin:{environment['PATH']}"
         mode = "append" if job.request.options.append or job.restarts else "truncate"
-        script = f"{SPOOL}/{directory.name}/slurm_script"
+        script = f"{SPOOL}/{user.name}/{directory.name}/slurm_script"
         argv = ["/bin/sh", "-c", _LAUNCH, "slurmstepd", mode, *log_paths(job), job.request.workdir, script]
         return await self._cluster.spawn(user, argv, cwd="/", env=environment, clean_env=True)
 

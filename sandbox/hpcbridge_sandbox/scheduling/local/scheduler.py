@@ -50,6 +50,7 @@ class LocalScheduler:
         self._cluster = cluster
         self._store = store
         self._queue: Queue | None = None
+        self._reservations: dict[str, tuple[int, int]] = {}
 
     @property
     def queue(self) -> Queue:
@@ -108,8 +109,16 @@ class LocalScheduler:
                 script = request.script
         now = unix_now()
         live = self.queue.live_by_account
-        need = self._settings.require_account
-        admitted, name = admit(user, request, script, submitted=live, now=now, rest=rest, require_account=need)
+        admitted, name = admit(
+            user,
+            request,
+            script,
+            submitted=live,
+            now=now,
+            rest=rest,
+            require_account=self._settings.require_account,
+            reservations=[row["name"] for row in self._reservation_rows(now) if row["state"] == "active"],
+        )
         if admitted.options.dependency:
             self._check_dependency(admitted.options.dependency)
         return str(self.queue.add(admitted, name, now).job_id)
@@ -311,14 +320,32 @@ class LocalScheduler:
         return [{"name": part.name, "cpus": CPUS, "totalNodes": 1, "partition": "UP"} for part in shown]
 
     async def reservations(self, user: User) -> list[dict[str, Any]]:
-        """None: the local queue reserves nothing."""
+        """What `reserve` made and did not end; the queue sets nothing aside for them."""
         del user
-        return []
+        return self._reservation_rows(unix_now())
+
+    def _reservation_rows(self, now: float) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "state": "active" if start <= now else "inactive",
+                "nodeList": NODE,
+                "endTime": end,
+                "startTime": start,
+                "features": None,
+            }
+            for name, (start, end) in self._reservations.items()
+            if now < end
+        ]
 
     async def accounts(self, user: User) -> list[dict[str, Any]]:
         """The user's accounts, the default one marked."""
         async with self._reading(user):
             return [{"name": name, "default": name == user.account} for name in accounts_of(user)]
+
+    async def reserve(self, name: str, start: float, duration: float) -> None:
+        """Make or replace a reservation; `start` is Unix time, `duration` seconds."""
+        self._reservations[name] = (int(start), int(start + duration))
 
     # -- for tests ----------------------------------------------------------------------------------------------------
 
