@@ -195,3 +195,21 @@ def test_a_restarted_sandbox_still_knows_its_jobs(how):
             assert jobs(http, sandbox, running)[0]["status"]["state"] == "NODE_FAIL"
             assert jobs(http, sandbox, held)[0]["status"]["stateReason"] == "JobHeldUser"
             assert int(submit(http, sandbox).json()["jobId"]) > int(held)
+
+
+@pytest.mark.parametrize("isolation", ["bwrap", "namespace"])
+def test_an_unprivileged_queue_tells_signals_from_codes_and_keeps_scripts_apart(isolation):
+    flags = ("--accounting-lag", "0", "--isolation", isolation)
+    with start_sandbox(*flags, as_root=False) as sandbox, sandbox.client() as http, sandbox.client("bob") as bob:
+        script = "#!/bin/bash\nid -un; srun -n2 sh -c 'echo task'; sleep 2; kill -SEGV $$\n"
+        mine = submit(http, sandbox, script, standardOutput="o.txt").json()["jobId"]
+        code = submit(http, sandbox, "#!/bin/sh\nexit 137\n").json()["jobId"]
+        until(lambda: jobs(http, sandbox, mine)[0]["status"]["state"] == "RUNNING")
+        spy = "#!/bin/sh\ncat /var/spool/slurmd/*/*/slurm_script\nls /var/spool/slurmd /var/lib/cluster\n"
+        found = submit(bob, sandbox, spy, workingDirectory="/home/bob", standardOutput="spy.txt").json()["jobId"]
+        until(lambda: jobs(bob, sandbox, found)[0]["status"]["state"] in TERMINAL)
+        assert "SEGV" not in sandbox.host_path("/home/bob/spy.txt").read_text()
+        (row,) = until(lambda: [row for row in jobs(http, sandbox, mine) if row["status"]["state"] in TERMINAL])
+        assert (row["status"]["exitCode"], row["status"]["interruptSignal"]) == (0, 11)
+        assert sandbox.host_path("/home/alice/o.txt").read_text() == "alice\ntask\ntask\n"
+        assert jobs(http, sandbox, code)[0]["status"]["exitCode"] == 137

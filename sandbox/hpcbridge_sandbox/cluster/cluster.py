@@ -16,7 +16,7 @@ from hpcbridge_sandbox.cluster.isolation import Isolation
 from hpcbridge_sandbox.cluster.link import Link
 from hpcbridge_sandbox.cluster.pipes import PIPE_SIZE, Collector, Feeder
 from hpcbridge_sandbox.cluster.users import User, make_users
-from hpcbridge_sandbox.cluster.view import VAR
+from hpcbridge_sandbox.cluster.view import SPOOL, VAR
 from hpcbridge_sandbox.errors import CommandTimeout, OutputLimit, SSHError
 from hpcbridge_sandbox.settings import COMMAND_OUTPUT_LIMIT, Settings
 from hpcbridge_sandbox.store import Store
@@ -103,12 +103,14 @@ class Cluster:
         await self._isolation.stop()
 
     def host_path(self, cluster_path: str) -> Path:
-        """Return where the server finds ``/home/…``, ``/scratch/…`` or ``/var/lib/cluster/…``.
+        """Return where the server finds ``/home/…``, ``/scratch/…``, ``/var/lib/cluster/…`` or the spool.
 
         For tests and set-up only: it follows symbolic links on this machine, so never give it a user's path.
         """
         if cluster_path == VAR or cluster_path.startswith(f"{VAR}/"):
             return self.state / "var" / cluster_path[len(VAR) + 1 :]
+        if cluster_path.startswith(f"{SPOOL}/"):
+            return self.state / "spool" / cluster_path[len(SPOOL) + 1 :]
         return self.state / cluster_path.lstrip("/")
 
     async def run(

@@ -71,11 +71,12 @@ class Isolation:
         self._links.clear()
 
     def _make_directories(self) -> None:
-        for name in ("etc", "var", "home", "scratch", "root"):
+        for name in ("etc", "var", "home", "scratch", "root", "spool"):
             (self._state / name).mkdir(parents=True, exist_ok=True)
         (self._state / "etc" / "passwd").write_text(users.passwd(self._users))
         (self._state / "etc" / "group").write_text(users.group(self._users))
         for user in self._users.values():
+            (self._state / "spool" / user.name).mkdir(exist_ok=True)
             for directory in (user.home, user.scratch):
                 path = self._state / directory.lstrip("/")
                 path.mkdir(mode=0o700, exist_ok=True)

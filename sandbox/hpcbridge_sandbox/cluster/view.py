@@ -20,7 +20,9 @@ from hpcbridge_sandbox.settings import Exposed
 SOFTWARE = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "nix", "sys")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 VAR = "/var/lib/cluster"
-"""Where the cluster's daemons keep their files (kept with the state)."""
+"""Where the cluster's daemons keep their files (kept with the state); only where they can run, so as root."""
+SPOOL = "/var/spool/slurmd"
+"""One directory per user for the scripts of running jobs; unprivileged, each user sees only the own one."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,14 @@ def tree(
     entries = [*_software(owned), *_devices(owned), Entry("proc", "/proc")]
     entries += [Entry("tmpfs", path, mode=0o1777) for path in ("/tmp", "/var/tmp")]  # noqa: S108
     entries += [Entry("dir", path, mode=owned) for path in ("/run", "/var/log", "/var/spool", "/mnt", "/root")]
-    entries += [Entry("symlink", "/var/run", "/run"), Entry("bind", VAR, str(state / "var"))]
+    entries.append(Entry("symlink", "/var/run", "/run"))
+    if not closed:
+        entries.append(Entry("bind", VAR, str(state / "var")))
     entries += [
         Entry("bind", f"/etc/{name}", str(state / "etc" / name), read_only=True) for name in ("passwd", "group")
     ]
     shown = {user.name for user in users}
+    entries += [Entry("bind", f"{SPOOL}/{name}", str(state / "spool" / name)) for name in sorted(shown)]
     for user in everyone:
         for directory in (user.home, user.scratch):
             if user.name in shown:
