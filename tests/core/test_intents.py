@@ -14,6 +14,7 @@ from hpcbridge.errors import ConfigurationError, KeyConflict
 from hpcbridge.jobs.intents import FORMAT, RETENTION_DAYS, FileIntentStore, HoldsKeys
 
 KEY = "relax.hb1aaaabbbbccccdddd"
+FILE = "hb1aaaabbbbccccdddd"
 
 
 @pytest.fixture
@@ -41,6 +42,12 @@ async def test_the_same_key_with_another_script_is_a_conflict(store):
         await store.begin(KEY, "other")
 
 
+async def test_the_label_does_not_make_another_key(store):
+    await store.begin(KEY, "hash")
+    with pytest.raises(KeyConflict):
+        await store.begin(f"other.{FILE}", "hash of the specification with the other label")
+
+
 async def test_an_abandoned_key_may_be_used_for_another_script(store):
     await store.begin(KEY, "hash")
     await store.abandon(KEY)
@@ -62,33 +69,33 @@ async def test_records_are_private_and_leave_nothing_beside_them(store):
 async def test_records_of_yesterday_are_read(store):
     store.directory.mkdir()
     record = {"key": KEY, "spec": "hash", "since": "2026-01-31T12:00:00+00:00", "job_id": "17"}
-    (store.directory / f"{KEY}.json").write_text(json.dumps(record))
+    (store.directory / f"{FILE}.json").write_text(json.dumps(record))
     intent = await store.begin(KEY, "hash")
     assert (intent.job_id, intent.since) == ("17", datetime(2026, 1, 31, 12, tzinfo=UTC))
 
 
 async def test_records_of_tomorrow_are_refused_with_what_to_do(store):
     store.directory.mkdir()
-    (store.directory / f"{KEY}.json").write_text(json.dumps({"format": FORMAT + 1, "key": KEY}))
+    (store.directory / f"{FILE}.json").write_text(json.dumps({"format": FORMAT + 1, "key": KEY}))
     with pytest.raises(ConfigurationError, match="newer hpcbridge"):
         await store.begin(KEY, "hash")
 
 
 async def test_a_damaged_record_counts_as_an_intent_without_an_id(store):
     store.directory.mkdir()
-    (store.directory / f"{KEY}.json").write_text('{"format": 1, "key"')
+    (store.directory / f"{FILE}.json").write_text('{"format": 1, "key"')
     intent = await store.begin(KEY, "hash")
     assert (intent.new, intent.job_id) == (False, None)
 
 
 async def test_records_are_kept_for_thirty_days(store):
     await store.begin(KEY, "hash")
-    await store.begin("old.hb1aaaabbbbccccdddd", "hash")
+    await store.begin("old.hb1eeeeffffgggghhhh", "hash")
     past = time.time() - (RETENTION_DAYS + 1) * 86400
-    os.utime(store.directory / "old.hb1aaaabbbbccccdddd.json", (past, past))
+    os.utime(store.directory / "hb1eeeeffffgggghhhh.json", (past, past))
     fresh = FileIntentStore(store.directory)
     assert not (await fresh.begin(KEY, "hash")).new
-    assert [path.name for path in store.directory.iterdir()] == [f"{KEY}.json"]
+    assert [path.name for path in store.directory.iterdir()] == [f"{FILE}.json"]
 
 
 async def test_keys_of_any_kind_are_file_names(store):
@@ -121,8 +128,8 @@ async def test_a_key_is_held_by_one_process_and_let_go_when_it_is_killed(store):
                 pytest.fail("two hold the same key")
         holder.kill()
         async with asyncio.timeout(5), store.hold(KEY):
-            assert (store.directory / f"{KEY}.lock").exists()
-        assert not (store.directory / f"{KEY}.lock").exists()
+            assert (store.directory / f"{FILE}.lock").exists()
+        assert not (store.directory / f"{FILE}.lock").exists()
     finally:
         holder.kill()
         holder.wait()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from hpcbridge.errors import ConfigurationError, KeyConflict
+from hpcbridge.jobs.names import is_ours
 
 FORMAT = 1
 """Version of the record's format; a record without one is of the first."""
@@ -49,8 +50,8 @@ class Intent:
 class IntentStore(Protocol):
     """Where intents are kept: a record must survive a crash of this process and be seen by the one that replaces it.
 
-    `key` is the digest in the job's name (`names.digest`). It stands for (site, system, user, work directory, key), so
-    a store needs nothing else to tell submits apart. Hosts with a database of their own implement these three methods.
+    `key` is the job's full name (`names.job_name`), by which the job can also be looked up. It stands for (site,
+    system, user, work directory, key) and the label. Hosts with a database of their own implement these three methods.
     """
 
     async def begin(self, key: str, spec_hash: str) -> Intent:
@@ -127,6 +128,8 @@ class FileIntentStore:
             os.close(held)
 
     def _path(self, key: str, suffix: str) -> Path:
+        if is_ours(key):
+            key = key.rpartition(".")[2]  # under another label the same key is a conflict, not a second job
         safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,120}", key, re.ASCII)
         return self.directory / ((key if safe else hashlib.sha256(key.encode()).hexdigest()) + suffix)
 

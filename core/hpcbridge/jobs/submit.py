@@ -156,10 +156,8 @@ async def submit_once(
         key=key or uuid.uuid4().hex,
     )
     store = store or (FileIntentStore() if key is not None else _Nowhere())
-    # Without the label: under another label the same key is a conflict, not a second job.
-    record = name.rpartition(".")[2]
-    async with _turn(store, record):
-        intent = await store.begin(record, spec.fingerprint())
+    async with _turn(store, name):
+        intent = await store.begin(name, spec.fingerprint())
         if intent.job_id is not None:
             places = Places(spec.workdir, name)
             return Submitted(intent.job_id, name, True, places.private if spec.env else None, spec.array)
@@ -169,10 +167,10 @@ async def submit_once(
         except (*DEFINITE, _ProvenAbsent) as error:
             if not submit.in_doubt:
                 # No job exists, so the key is free again: for the same script, or for a corrected one.
-                await store.abandon(record)
+                await store.abandon(name)
             raise (error.error if isinstance(error, _ProvenAbsent) else error) from None
         try:
-            await store.bind(record, done.job_id)
+            await store.bind(name, done.job_id)
         except OSError as error:
             # The job is there and findable by its name; losing its id over a full disk would be worse.
             log.warning("job %s (%s) could not be recorded: %s", done.job_id, name, error)
