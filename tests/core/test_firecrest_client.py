@@ -284,6 +284,17 @@ async def test_an_outage_of_the_issuer_too(client: FirecrestClient, sandbox: San
     assert await client.systems(patience=30)
 
 
+@pytest.mark.parametrize("kind", ["drop_before", "drop_after", "status_after"])
+async def test_a_repeated_upload_arrives_whole(
+    client: FirecrestClient, sandbox: SandboxProcess, place: str, kind: str
+) -> None:
+    data = os.urandom(300_000)
+    fault = {"method": "POST", "path": "*/ops/upload", "kind": kind, "status": 503, "count": 2}
+    sandbox.post("/faults", [fault])
+    await client.upload(sandbox.system, place, "f", data)
+    assert await client.download(sandbox.system, f"{place}/f") == data
+
+
 async def test_a_removal_whose_answer_was_lost_is_done(
     client: FirecrestClient, sandbox: SandboxProcess, place: str
 ) -> None:
