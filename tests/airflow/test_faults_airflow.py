@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from local_airflow import LocalAirflow
 
-from conftest import LIVE, Cluster
+from support.airflow_cluster import LIVE, Cluster
 
 LONG = '#!/bin/bash\necho "$SLURM_JOB_ID" >> executions\necho started\nsleep {seconds}\necho finished\n'
 
@@ -24,9 +23,10 @@ def start(airflow: LocalAirflow, dag: str, workdir: str, text: str, **conf: str)
 
 
 def running_job(airflow: LocalAirflow, cluster: Cluster, dag: str, run: str, workdir: str) -> str:
-    """The id of the job, once its task is deferred and the job has begun."""
+    """The id of the job, once it has begun and the triggerer watches it."""
     airflow.wait_task(dag, run, "job", ["deferred"])
     wait_for(lambda: cluster.executions(workdir), 30)
+    wait_for(lambda: "started" in airflow.task_log(dag, run, "job"), 60)
     return str(airflow.xcom(dag, run, "job", "firecrest_job")["job_id"])
 
 
@@ -56,19 +56,13 @@ def fail_the_run(airflow: LocalAirflow, run: str) -> None:
     airflow.set_run_state("one_job", run, "failed")
 
 
-def delete_the_run(airflow: LocalAirflow, run: str) -> None:
-    airflow.call("DELETE", f"/dags/one_job/dagRuns/{run}")
-
-
-@pytest.mark.parametrize("take_away", [mark_failed, mark_success, fail_the_run, delete_the_run])
-def test_taken_away_while_deferred_cancels_the_job(
-    airflow: LocalAirflow, cluster: Cluster, take_away: Callable[[LocalAirflow, str], None]
-) -> None:
-    workdir = cluster.workdir()
-    run = start(airflow, "one_job", workdir, long_job())
-    job = running_job(airflow, cluster, "one_job", run, workdir)
-    take_away(airflow, run)
-    wait_for(lambda: state_of(cluster, job) == "CANCELLED", 30)
+def test_taken_away_while_deferred_cancels_the_job(airflow: LocalAirflow, cluster: Cluster) -> None:
+    ways = {cluster.workdir(): way for way in (mark_failed, mark_success, fail_the_run)}
+    runs = {workdir: start(airflow, "one_job", workdir, long_job()) for workdir in ways}
+    jobs = {workdir: running_job(airflow, cluster, "one_job", run, workdir) for workdir, run in runs.items()}
+    for workdir, take_away in ways.items():
+        take_away(airflow, runs[workdir])
+    wait_for(lambda: {state_of(cluster, job) for job in jobs.values()} == {"CANCELLED"}, 60)
 
 
 def test_cancel_that_takes_longer_than_the_triggerers_patience(airflow: LocalAirflow, cluster: Cluster) -> None:
@@ -134,7 +128,8 @@ def live(cluster: Cluster, workdir: str) -> list[str]:
 
 def test_triggerer_killed_and_restarted(airflow: LocalAirflow, cluster: Cluster) -> None:
     workdir = cluster.workdir()
-    text = '#!/bin/bash\necho "$SLURM_JOB_ID" >> executions\nfor i in $(seq 1 25); do echo "tick $i."; sleep 1; done\n'
+    ticking = 'echo started\nfor i in $(seq 1 25); do echo "tick $i."; sleep 1; done\n'
+    text = f'#!/bin/bash\necho "$SLURM_JOB_ID" >> executions\n{ticking}'
     run = start(airflow, "one_job", workdir, text)
     job = running_job(airflow, cluster, "one_job", run, workdir)
     wait_for(lambda: "tick 3." in airflow.task_log("one_job", run, "job"), 30)
@@ -179,14 +174,14 @@ def logs_of(airflow: LocalAirflow, run: str) -> str:
     return "".join(path.read_text(errors="replace") for path in files)
 
 
-@pytest.mark.parametrize("point", ["before_post", "before_bind", "after_bind", "before_defer"])
-def test_worker_killed_between_intention_and_deferral(airflow: LocalAirflow, cluster: Cluster, point: str) -> None:
-    workdir = cluster.workdir()
-    run = start(airflow, "one_job_killed", workdir, long_job(3), kill_at=point)
-    assert airflow.wait_run("one_job_killed", run, 200) == "success"
-    assert airflow.tasks("one_job_killed", run)["job"]["try_number"] == 2
-    assert len(cluster.ids(workdir)) == 1
-    assert len(cluster.executions(workdir)) == 1
+def test_worker_killed_between_intention_and_deferral(airflow: LocalAirflow, cluster: Cluster) -> None:
+    points = {cluster.workdir(): point for point in ("before_post", "before_bind", "after_bind", "before_defer")}
+    runs = {w: start(airflow, "one_job_killed", w, long_job(3), kill_at=point) for w, point in points.items()}
+    for workdir, run in runs.items():
+        assert airflow.wait_run("one_job_killed", run, 240) == "success", points[workdir]
+        assert airflow.tasks("one_job_killed", run)["job"]["try_number"] == 2, points[workdir]
+        assert len(cluster.ids(workdir)) == 1, points[workdir]
+        assert len(cluster.executions(workdir)) == 1, points[workdir]
 
 
 def test_answer_of_the_submit_lost(airflow: LocalAirflow, cluster: Cluster) -> None:
