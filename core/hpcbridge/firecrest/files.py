@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Any
 
@@ -89,7 +90,9 @@ class Files(Endpoints):
         """
         check_path(directory, system)
         check_name(name, system)
-        payload, size = Quiet(files={"file": (name, data, "application/octet-stream")}), len(data)
+        # As a file, the body goes out in blocks of 64 KiB; as bytes, it would be copied whole on its way down.
+        body, size = io.BytesIO(data), len(data)
+        payload = Quiet(files={"file": (name, body, "application/octet-stream")})
         del data  # it may be an environment file, and tracebacks can show local variables
         path = f"{directory.rstrip('/')}/{name}"
         try:
@@ -109,6 +112,9 @@ class Files(Endpoints):
             failure.request_id = error.request_id
         else:
             return
+        finally:
+            # The call's records refer to each other, and would keep the data until the next full collection.
+            body.close()
         raise failure
 
     async def download(self, system: str, path: str, *, patience: float | None = None, polling: bool = False) -> bytes:
