@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.cli import COMMAND, clean_environment, run_cli
+from support.cli import run_cli, start_cli
 from support.sandbox import SandboxProcess
 
 
@@ -103,9 +103,7 @@ def test_large_files_show_their_phases(sandbox: SandboxProcess, tmp_path: Path, 
 def test_interrupting_a_transfer_says_how_to_finish_it(sandbox: SandboxProcess, tmp_path: Path, there: str) -> None:
     (tmp_path / "large.dat").write_bytes(b"x" * 60_000_000)
     sandbox.post("/latency", {"seconds": 0.5})
-    env = clean_environment(sandbox.client_env("alice"), home=tmp_path)
-    command = [*COMMAND, "put", "large.dat", there]
-    with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    with start_cli("put", "large.dat", there, env=sandbox.client_env("alice"), cwd=tmp_path) as process:
         assert process.stderr is not None
         assert any("uploading" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)

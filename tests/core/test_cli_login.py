@@ -10,21 +10,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from support.cli import COMMAND, clean_environment, run_cli
+from support.cli import run_cli, start_cli
 from support.sandbox import SandboxProcess
 
 PUBLIC_CLIENT = "hpcbridge-cli"
 
 
-def person(sandbox: SandboxProcess, home: Path) -> dict[str, str]:
+def person(sandbox: SandboxProcess) -> dict[str, str]:
     """The environment of somebody who knows the deployment and has no client secret."""
     known = {name: value for name, value in sandbox.client_env("alice").items() if "SECRET" not in name}
-    return clean_environment(known | {"FIRECREST_CLIENT_ID": PUBLIC_CLIENT}, home=home)
-
-
-def login(env: dict[str, str], folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, "login", *options]
-    return subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return known | {"FIRECREST_CLIENT_ID": PUBLIC_CLIENT}
 
 
 def said(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
@@ -38,12 +33,12 @@ def said(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
 
 
 def test_login_by_device_code_and_logout(sandbox: SandboxProcess, tmp_path: Path) -> None:
-    env = person(sandbox, tmp_path)
+    env = person(sandbox)
     before = run_cli("systems", env=env, cwd=tmp_path)
     assert before.returncode == 77
     assert "hpcbridge login" in before.stderr
 
-    process = login(env, tmp_path)
+    process = start_cli("login", env=env, cwd=tmp_path)
     url, code = said(process, r"Open (\S+) in any browser and enter the code (\S+)").groups()
     form = {"user_code": code, "username": "alice", "password": sandbox.users["alice"], "decision": "allow"}
     assert httpx.post(url, data=form, timeout=20).status_code == 200
@@ -64,8 +59,8 @@ def test_login_in_a_browser(sandbox: SandboxProcess, tmp_path: Path) -> None:
     browser = tmp_path / "browser.sh"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/url.tmp; mv {tmp_path}/url.tmp {tmp_path}/url\n')
     browser.chmod(0o755)
-    env = person(sandbox, tmp_path) | {"BROWSER": f"{browser} %s"}
-    process = login(env, tmp_path, "--browser")
+    env = person(sandbox) | {"BROWSER": f"{browser} %s"}
+    process = start_cli("login", "--browser", env=env, cwd=tmp_path)
     url = said(process, r"(http\S+/authorize\?\S+)")[1]
     assert (tmp_path / "url").read_text().strip() == url
     parts = urlsplit(url)
@@ -87,4 +82,4 @@ def test_login_is_not_needed_with_a_secret(sandbox: SandboxProcess, tmp_path: Pa
     done = run_cli("login", env=sandbox.client_env("alice"), cwd=tmp_path)
     assert done.returncode == 78
     assert "no login is needed" in done.stderr
-    assert run_cli("login", "--browser", "--device", env=person(sandbox, tmp_path), cwd=tmp_path).returncode == 2
+    assert run_cli("login", "--browser", "--device", env=person(sandbox), cwd=tmp_path).returncode == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from support.cli import run_cli
+from support.cli import run_cli, start_cli
 from support.sandbox import SandboxProcess, start_sandbox
 
 
@@ -65,8 +65,9 @@ def test_doctor_tells_a_server_that_is_down_from_a_wrong_url(tmp_path: Path) -> 
 
 def test_debug_shows_requests_and_no_secret(sandbox: SandboxProcess, tmp_path: Path) -> None:
     env = sandbox.client_env("alice")
-    done = run_cli("--debug", "systems", env=env, cwd=tmp_path)
-    assert done.returncode == 0
-    assert "/status/systems" in done.stderr
-    assert env["FIRECREST_CLIENT_SECRET"] not in done.stderr
-    assert "eyJ" not in done.stderr
+    process = start_cli("--debug", "systems", env=env, cwd=tmp_path)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "/status/systems" in said
+    assert env["FIRECREST_CLIENT_SECRET"] not in said
+    assert "eyJ" not in said
