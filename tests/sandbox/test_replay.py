@@ -71,6 +71,7 @@ MESSAGE_DIFFERS = {
 }
 
 STATUS_DIFFERS = {
+    "job_never_runnable_200": "which limit stands in the way first is the site's choice",
     "job_array_running_200": "how far accounting lags behind a new job is chance",
     "job_get_200_at_once": "how far accounting lags behind a new job is chance",
 }
@@ -199,19 +200,18 @@ def dependent_to_cancel(world: World) -> str:
     return world.dependent(world.running, "Dependency")
 
 
+def listed(world: World, job_id: str, query: str) -> httpx.Response:
+    """A listing that holds the job; listings flicker for a while after a job's end."""
+    end = time.monotonic() + 30
+    while True:
+        answer = world.jobs("GET", query)
+        if job_id in answer.text or time.monotonic() > end:
+            return answer
+        time.sleep(0.2)
+
+
 def with_array(query: str) -> Ask:
-    """A listing that holds the ended array; listings flicker for a while after a job's end."""
-
-    def ask(world: World, _base: str) -> httpx.Response:
-        job_id = world.array if query.endswith("name=arr") else world.mixed_array
-        end = time.monotonic() + 30
-        while True:
-            answer = world.jobs("GET", query)
-            if job_id in answer.text or time.monotonic() > end:
-                return answer
-            time.sleep(0.2)
-
-    return ask
+    return lambda world, _base: listed(world, world.array if query == "?name=arr" else world.mixed_array, query)
 
 
 def with_ended_jobs(query: str = "") -> Ask:
@@ -225,7 +225,7 @@ def with_ended_jobs(query: str = "") -> Ask:
 def with_account_jobs(world: World, _base: str) -> httpx.Response:
     job_id = world.submit("#!/bin/bash\nexit 7\n", account="proj1", name="viapath")
     world.wait_state(job_id, "FAILED")
-    return world.jobs("GET", "?account=proj1")
+    return listed(world, f'"{job_id}"', "?account=proj1")
 
 
 def over_quota(world: World, base: str) -> httpx.Response:

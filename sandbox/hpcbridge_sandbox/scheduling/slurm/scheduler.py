@@ -203,9 +203,10 @@ class SlurmScheduler:
         return parsing.reservation_rows(await self._text(user, ["scontrol", "-a", "show", "-o", "reservations"]))
 
     async def reserve(self, name: str, start: float, duration: float) -> None:
-        """Make a reservation of the node's free processors for every user; `start` is Unix time, `duration` seconds."""
+        """Make a reservation of one processor for every user; `start` is Unix time, `duration` seconds."""
         begin = "now" if start <= time.time() + 1 else time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(start))
-        words = [f"ReservationName={name}", f"StartTime={begin}", f"Duration=00:00:{int(duration)}", "Accounts=ALL"]
+        words = [f"ReservationName={name}", f"StartTime={begin}", f"Duration={max(1, round(duration / 60))}"]
+        words += [f"Users={','.join(self._cluster.users)}", "CoreCnt=1", "Nodes=localhost"]
         said = await self._cluster.run_root(["scontrol", "create", "reservation", *words], env=_ENVIRONMENT)
         if said.returncode != 0:
             raise ApiError(400, said.stderr.decode(errors="replace").strip())
