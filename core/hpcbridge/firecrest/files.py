@@ -120,7 +120,10 @@ class Files(Endpoints):
     async def download(self, system: str, path: str, *, patience: float | None = None, polling: bool = False) -> bytes:
         """The whole file, byte for byte; up to 3,932,157 bytes with the default limit, TooLarge above."""
         response = await self._ops(system, "download", path, {}, patience=patience, polling=polling)
-        return response.content
+        content = response.content
+        # A response and its stream refer to each other, and would keep the data until the next full collection.
+        response.stream = httpx.ByteStream(b"")
+        return content
 
     async def view(
         self,

@@ -41,12 +41,15 @@ LOGGERS = (
     "firecrest",
     "firecrest.v2._async.Client",
     "firecrest.utilities",
+    "urllib3",
+    "urllib3.connectionpool",
+    "urllib3.util.retry",
     "hpcbridge",
 )
 """A logger's filter sees only what is logged on that very logger, so each child that logs is listed."""
 
 
-_FAMILIES = frozenset({"hpcbridge", "httpx", "httpx2", "httpcore", "httpcore2", "authlib", "firecrest"})
+_FAMILIES = frozenset({"hpcbridge", "httpx", "httpx2", "httpcore", "httpcore2", "authlib", "firecrest", "urllib3"})
 
 
 def redact(text: str) -> str:
