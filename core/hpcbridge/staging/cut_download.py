@@ -5,6 +5,7 @@ For systems without an object store, and for files whose name no call of the ser
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 import secrets
 from pathlib import Path
@@ -70,7 +71,7 @@ async def _receive(t: Transfer, part: PartFile, plan: Prepare, prepared: Prepare
             data = await t.client.download(t.name, path, patience=PATIENCE)
             if len(data) != length:
                 raise t.error(f"a piece has {len(data)} bytes instead of {length}", kind=IntegrityError, path=path)
-            await receiver.sink(offset, data)
+            await asyncio.to_thread(receiver.write, offset, data)
 
         ours = await receiver.fill(fetch, WORKERS)
         t.reporter.phase(Phase.VERIFYING)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
 from hpcbridge.staging.context import Transfer, task_group
 from hpcbridge.staging.partfile import PartFile, PrefixSha256
 from hpcbridge.staging.plan import piece_size
+from hpcbridge.staging.progress import Reporter
 
 SAVE_INTERVAL = 5.0
 """Seconds between two entries in the journal: what a crash loses at most."""
@@ -28,11 +30,14 @@ class Receiver:
         self._saved = time.monotonic()
         self._arrived = asyncio.Event()
         self._over = False
+        self._counting = threading.Lock()
+        self._unreported = 0
 
-    async def sink(self, offset: int, data: bytes) -> None:
-        """Take bytes that have arrived."""
-        await asyncio.to_thread(self._part.write, offset, data)
-        self._t.reporter.add(len(data))
+    def write(self, offset: int, data: bytes) -> None:
+        """Take bytes that have arrived; any thread."""
+        self._part.write(offset, data)
+        with self._counting:
+            self._unreported += len(data)
 
     async def fill(self, fetch: Fetch, workers: int) -> str | None:
         """Fetch every missing range; returns the SHA-256 of the whole when hashing.
@@ -43,8 +48,10 @@ class Receiver:
         missing = iter(list(self._part.missing()))
         try:
             async with task_group() as group:
-                for _ in range(workers):
-                    group.create_task(self._work(fetch, missing))
+                reporting = group.create_task(self._report())
+                await asyncio.gather(*(group.create_task(self._work(fetch, missing)) for _ in range(workers)))
+                reporting.cancel()
+            self._drain()
         except BaseException:
             self._prefix = None
             self._part.save()
@@ -60,6 +67,17 @@ class Receiver:
             await fetch(index, index * self._part.step, piece_size(self._part.source.size, self._part.step, index))
             self._part.mark(index)
             self._arrived.set()
+
+    async def _report(self) -> None:
+        """Tell the caller, in the loop's thread, where an exception of the callback ends the transfer."""
+        while True:
+            await asyncio.sleep(Reporter.INTERVAL)
+            self._drain()
+
+    def _drain(self) -> None:
+        with self._counting:
+            count, self._unreported = self._unreported, 0
+        self._t.reporter.add(count)
 
     async def _follow(self) -> None:
         """Behind the fetches: hash the prefix, write the journal."""

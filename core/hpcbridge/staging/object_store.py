@@ -17,8 +17,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from hpcbridge.errors import HpcBridgeError, NotFound, TransferError, Unavailable
 
 T = TypeVar("T")
-Sink = Callable[[int, bytes], Awaitable[None]]
-"""Takes (offset, bytes)."""
 
 CONNECTIONS = 4
 """Requests in flight; more gain nothing on one link, and a store answers too many with 503."""
@@ -53,7 +51,7 @@ class ObjectStore:
             _check(response, "a part was not taken")
             return str(response.headers.get("etag", ""))
 
-        return await _persist(attempt, _Patience(self._patience))
+        return await persist(attempt, Patience(self._patience))
 
     async def complete(self, url: str, etags: list[str]) -> None:
         """Make the object of its parts, in order; again after a lost answer does no harm.
@@ -76,7 +74,7 @@ class ObjectStore:
                 kind = Unavailable if code in _TRANSIENT_CODES else TransferError
                 raise kind(f"the object store did not complete the upload: {code}")
 
-        await _persist(attempt, _Patience(self._patience))
+        await persist(attempt, Patience(self._patience))
 
     async def size(self, url: str) -> int:
         """Bytes in the object; one attempt. Raises ObjectMissing, Unavailable, TransferError.
@@ -92,48 +90,27 @@ class ObjectStore:
         except httpx.TransportError as error:
             raise _lost(error) from None
 
-    async def read_range(self, url: str, offset: int, length: int, sink: Sink) -> None:
-        """Give every byte of a range to `sink(offset, data)`, once and in order; goes on where a connection broke.
 
-        Raises like `put_part`.
-        """
-        end, patience = offset + length, _Patience(self._patience)
-
-        async def attempt() -> None:
-            nonlocal offset
-            headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
-            async with self._http.stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
-                if response.status_code != 206:
-                    await response.aread()
-                    _check(response, "a range was not delivered")
-                    raise TransferError("the object store does not serve ranges")
-                async for data in response.aiter_raw(1 << 20):
-                    if offset + len(data) > end:
-                        raise TransferError("the object store sent more than it was asked for")
-                    await sink(offset, data)
-                    offset += len(data)
-                    patience.renew()
-            if offset < end:
-                raise Unavailable("the object store ended a range early")
-
-        await _persist(attempt, patience)
-
-
-class _Patience:
+class Patience:
     """Tenacity's `stop`: so many seconds after the last sign of life."""
 
     def __init__(self, seconds: float) -> None:
+        """`seconds` from now on, unless renewed."""
         self._seconds = seconds
         self.renew()
 
     def renew(self) -> None:
+        """There was a sign of life."""
         self._last = time.monotonic()
 
     def __call__(self, state: RetryCallState) -> bool:
+        """Whether the next attempt would begin too late."""
         return time.monotonic() + state.upcoming_sleep > self._last + self._seconds
 
 
-async def _persist(attempt: Callable[[], Awaitable[T]], patience: _Patience) -> T:
+async def persist(attempt: Callable[[], Awaitable[T]], patience: Patience) -> T:
+    """Repeat what the store was unavailable for, until it works or the patience has run out."""
+
     async def translated() -> T:
         try:
             return await attempt()
@@ -176,10 +153,15 @@ def total_size(headers: Mapping[str, str]) -> int:
 
 
 def _check(response: httpx.Response, what: str) -> None:
-    status = response.status_code
+    if response.status_code >= 300:
+        check_answer(response.status_code, response.text, response.reason_phrase, what)
+
+
+def check_answer(status: int, body: str, phrase: str, what: str) -> None:
+    """Raise the error for an answer of 300 or more: ObjectMissing, Unavailable, TransferError."""
     if status < 300:
         return
-    code = error_code(response.text) or response.reason_phrase
+    code = error_code(body) or phrase
     kind: type[HpcBridgeError] = TransferError
     if status == 404:
         kind = ObjectMissing

@@ -7,6 +7,7 @@ costs the site nothing, and is seconds earlier than accounting. The job's end is
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,15 @@ from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.object_store import CONNECTIONS, ObjectMissing, ObjectStore
 from hpcbridge.staging.partfile import PartFile
 from hpcbridge.staging.progress import Phase
+from hpcbridge.staging.ranges import RangeReader
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest.models import S3Download
 
-FIRST_PROBE = 0.1
+FIRST_PROBE = 0.05
 LONGEST_PROBE = 5.0
-"""Seconds between two looks for the object."""
+PROBE_SHARE = 0.04
+"""Seconds between two looks for the object: a share of the time waited so far, within these bounds."""
 VISIBLE_LAG = 30.0
 """Seconds for which the object may be missing after the job has ended well."""
 ATTEMPTS = 2
@@ -85,15 +88,15 @@ async def _appear(t: Transfer, download: S3Download, size: int) -> None:
     watching = asyncio.ensure_future(wait)
     store = ObjectStore(t.client.session.storage)
     try:
-        pause, ended = FIRST_PROBE, 0.0
+        begun, ended = time.monotonic(), 0.0
         while not await _is_there(t, store, download, size):
+            pause = min(max(FIRST_PROBE, (time.monotonic() - begun) * PROBE_SHARE), LONGEST_PROBE)
             if watching.done():
                 await _explain(t, download, watching.result(), ended)
                 ended += pause
                 await asyncio.sleep(pause)
             else:
                 await asyncio.wait({watching}, timeout=pause)
-            pause = min(pause * 1.3, LONGEST_PROBE)
     finally:
         watching.cancel()
         with suppress(asyncio.CancelledError, HpcBridgeError):
@@ -120,16 +123,23 @@ async def _explain(t: Transfer, download: S3Download, info: JobInfo, since: floa
 
 
 async def _receive(t: Transfer, download: S3Download | None, part: PartFile, *, hashing: bool) -> str | None:
-    store = ObjectStore(t.client.session.storage)
     receiver = Receiver(t, part, hashing=hashing)
     t.reporter.phase(Phase.DOWNLOADING, "going on where it stopped" if part.done else "", done=part.received())
+    if download is None:
+        return await receiver.fill(_nothing, 0)
+    reader = RangeReader(t.client.session.site, download.url, readers=CONNECTIONS)
 
     async def fetch(_: int, offset: int, length: int) -> None:
-        if download is None:
-            raise AssertionError("a part file without gaps has nothing to fetch")
-        await store.read_range(download.url.reveal(), offset, length, receiver.sink)
+        await reader.read(offset, length, receiver.write)
 
-    return await receiver.fill(fetch, CONNECTIONS)
+    try:
+        return await receiver.fill(fetch, CONNECTIONS)
+    finally:
+        reader.close()
+
+
+async def _nothing(_index: int, _offset: int, _length: int) -> None:
+    raise AssertionError("a part file without gaps has nothing to fetch")
 
 
 async def _finish(t: Transfer, download: S3Download | None, *, checked: bool) -> None:
