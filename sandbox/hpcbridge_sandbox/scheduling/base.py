@@ -12,8 +12,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticSerializationError
 
-from hpcbridge_sandbox.errors import ApiError
+from hpcbridge_sandbox.errors import ApiError, UnhandledError
 
 if TYPE_CHECKING:
     from hpcbridge_sandbox.cluster import User
@@ -146,6 +147,14 @@ def refused(exit_status: int, stderr: str) -> ApiError:
 def wrapped(cause: str | None) -> ApiError:
     """Return the error of a read whose command failed: 500 with the cause in ``causedBy``."""
     return ApiError(500, SCHEDULER_ERROR, caused_by=[cause] if cause else None)
+
+
+def check_encodable(job: JobSubmission) -> None:
+    """Raise what a submit with half a surrogate pair ends in: JSON carries it, the connection's UTF-8 does not."""
+    try:
+        job.model_dump_json()
+    except PydanticSerializationError as error:
+        raise UnhandledError(f"('{error}',)") from error
 
 
 def no_script() -> ApiError:

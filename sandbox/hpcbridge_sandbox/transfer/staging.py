@@ -8,6 +8,8 @@ import uuid
 from math import ceil
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from hpcbridge_sandbox.cluster.users import User
 from hpcbridge_sandbox.context import Sandbox
 from hpcbridge_sandbox.errors import ApiError, UnhandledError
@@ -108,6 +110,9 @@ class _Multipart:
         except StoreUnavailable as error:
             address = f"{store.endpoint}/{user.name}"
             raise UnhandledError(f"('Could not connect to the endpoint URL: \"{address}\"',)") from error
+        except (BotoCoreError, ClientError, UnicodeError) as error:
+            # Such as a name that no object can have; the real server does not catch what its client raises either.
+            raise UnhandledError(str(error.args)) from error
         return await asyncio.to_thread(cls, store, {"Bucket": bucket, "Key": key}, upload_id, parts)
 
     def sign(self, action: str, method: str) -> str:

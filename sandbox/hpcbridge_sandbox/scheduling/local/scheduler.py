@@ -15,6 +15,7 @@ from hpcbridge_sandbox.scheduling.base import (
     LISTING_LIMIT,
     WINDOWS,
     JobSubmission,
+    check_encodable,
     no_script,
     refused,
     wrapped,
@@ -103,7 +104,8 @@ class LocalScheduler:
         if isinstance(request.env, list) and not rest:
             raise UnhandledError("(\"'list' object has no attribute 'items'\",)")
         if request.script_path or not request.script:
-            script = await self._script(user, request)
+            check_encodable(request)
+        script = await self._script(user, request)
         else:
             async with self._commands(user):
                 script = request.script

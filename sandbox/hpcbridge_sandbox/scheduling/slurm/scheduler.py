@@ -14,6 +14,7 @@ from hpcbridge_sandbox.scheduling.base import (
     SCHEDULER_ERROR,
     WINDOWS,
     JobSubmission,
+    check_encodable,
     command_error,
     listing_body,
     refused,
@@ -93,6 +94,7 @@ class SlurmScheduler:
 
     async def submit(self, user: User, request: JobSubmission) -> str:
         """Run sbatch and return the job's id. Raises ApiError in its words."""
+        check_encodable(request)
         mode = self._settings.scheduler_mode
         rest = mode == "rest" or (mode == "hybrid" and not request.script_path)
         if isinstance(request.env, list):
