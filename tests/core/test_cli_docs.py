@@ -94,6 +94,12 @@ def test_every_page_that_is_linked_exists() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_page_can_be_found_from_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
+
+
 def test_every_command_is_documented() -> None:
     env = environment(ROOT)
     code = (
