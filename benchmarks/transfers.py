@@ -110,8 +110,9 @@ def download_rows(sandbox: SandboxProcess, local: Path, work: Path, repeats: int
                 row = run_worker(sandbox, work, client, "down", str(out), remote)
             row["intact"] = sha256(out) == digest
             out.unlink()
-            if job.time is not None and "phases" in row:
-                row["after_job"] = row["phases"]["verifying"] - job.time
+            if job.time is None:
+                raise RuntimeError(f"the end of the server's job was not seen ({client})")
+            row["after_job"] = row.get("phases", {}).get("verifying", row["ended"]) - job.time
             rows[client].append(row)
         rows["curl"].append({"seconds": curl(sandbox, remote, local.stat().st_size, work)})
     sandbox.host_path(remote).unlink()
@@ -141,7 +142,7 @@ def curl(sandbox: SandboxProcess, remote: str, size: int, work: Path) -> float:
             url,
         ]
     begun = time.monotonic()
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, capture_output=True)
     seconds = time.monotonic() - begun
     arrived = sum((work / f"curl-{part}").stat().st_size for part in range(CURLS))
     if arrived != size:

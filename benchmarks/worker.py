@@ -57,18 +57,13 @@ async def pyfirecrest_transfer(direction: str, local: str, remote: str) -> dict[
 
 
 def main(arguments: list[str]) -> None:
-    """Import first, so that only the transfer is timed."""
+    """Time from the first import on: one client loads its parts at once, the other as they are used."""
     client, direction, local, remote, *route = arguments
-    if client == "hpcbridge":
-        import hpcbridge  # noqa: F401
-
-        work = hpcbridge_transfer(direction, local, remote, route[0] if route else None)
-    else:
-        import firecrest.v2  # noqa: F401
-
-        work = pyfirecrest_transfer(direction, local, remote)
     begun = time.time()
-    facts = asyncio.run(work)
+    if client == "hpcbridge":
+        facts = asyncio.run(hpcbridge_transfer(direction, local, remote, route[0] if route else None))
+    else:
+        facts = asyncio.run(pyfirecrest_transfer(direction, local, remote))
     ended = time.time()
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
