@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from hpcbridge import _registry, _tasks
+from hpcbridge import _registry
 from hpcbridge._output_paths import Stream, output_path
 
 if TYPE_CHECKING:
@@ -389,12 +389,9 @@ class Job:
             return info
 
     async def _now(self, watcher: JobWatcher) -> JobInfo:
-        info = await watcher.info(_tasks.array_of(self.id), name=self.name)
-        return _tasks.pick(info, self.id, self.system.name)
+        return await watcher.info(self.id, name=self.name)
 
     async def _end(self, watcher: JobWatcher, on_change: Callable[[JobInfo], None] | None = None) -> JobInfo:
-        if _tasks.is_task(self.id):
-            return await _tasks.wait_for(watcher, self.id, name=self.name, on_change=on_change)
         return await watcher.wait(
             self.id, name=self.name, submitted_at=self._since, array=self._array, on_change=on_change
         )
@@ -421,11 +418,12 @@ class Job:
         """
         from hpcbridge.errors import HpcBridgeError, InvalidRequest
 
-        if _tasks.is_task(self.id):
+        array, task, _ = self.id.partition("_")
+        if task:
             raise InvalidRequest(
                 "FirecREST cancels whole arrays, not single tasks",
                 job_id=self.id,
-                hint=f"To end all of its tasks: cancel {_tasks.array_of(self.id)}",
+                hint=f"To end all of its tasks: cancel {array}",
             )
         async with self.system._use() as (entry, system):
             watcher = entry.watcher(system)
