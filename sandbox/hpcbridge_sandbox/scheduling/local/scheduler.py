@@ -103,9 +103,9 @@ class LocalScheduler:
         rest = self._by_rest(request)
         if isinstance(request.env, list) and not rest:
             raise UnhandledError("(\"'list' object has no attribute 'items'\",)")
+        check_encodable(request)
         if request.script_path or not request.script:
-            check_encodable(request)
-        script = await self._script(user, request)
+            script = await self._script(user, request)
         else:
             async with self._commands(user):
                 script = request.script
