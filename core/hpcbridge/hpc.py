@@ -418,8 +418,8 @@ class Job:
         """
         from hpcbridge.errors import HpcBridgeError, InvalidRequest
 
-        array, task, _ = self.id.partition("_")
-        if task:
+        array, is_task, _ = self.id.partition("_")
+        if is_task:
             raise InvalidRequest(
                 "FirecREST cancels whole arrays, not single tasks",
                 job_id=self.id,
