@@ -261,11 +261,12 @@ def test_jobs_that_wait_say_why(api, directives, reason):
 def test_an_array_answers_with_a_row_per_task(api):
     name = f"arr-{uuid.uuid4().hex[:8]}"
     array = api.submit("#SBATCH --array=0-3%2\necho $SLURM_ARRAY_TASK_ID\nsleep 3", name=name)
-    rows = api.until(array, lambda rows: len(rows) >= 5)
-    ids = {row["jobId"]: row["status"] for row in rows}
-    assert {array, f"{array}_0", f"{array}_1"} <= set(ids)
-    waiting = [status for job_id, status in ids.items() if job_id == array]
-    assert (waiting[0]["state"], waiting[0]["stateReason"]) == ("PENDING", "JobArrayTaskLimit")
+
+    def reasons(rows):
+        return {row["jobId"]: (row["status"]["state"], row["status"]["stateReason"]) for row in rows}
+
+    api.until(array, lambda rows: reasons(rows).get(array) == ("PENDING", "JobArrayTaskLimit"))
+    api.until(array, lambda rows: {f"{array}_0", f"{array}_1"} <= set(reasons(rows)))
     rows = api.ended(array)
     assert sorted(row["jobId"] for row in rows) == [f"{array}_{index}" for index in range(4)]
     assert {code(row) for row in rows} == {("COMPLETED", 0, 0)}

@@ -73,7 +73,11 @@ def test_partitions_and_the_hidden_one(any_sandbox, http):
 
 
 def test_reservations_and_userinfo(any_sandbox, http):
-    assert http.get(f"/status/{any_sandbox.system}/reservations").json() == {"reservations": []}
+    any_sandbox.post("/reservations", {"name": "contract", "duration": 600})
+    rows = http.get(f"/status/{any_sandbox.system}/reservations").json()["reservations"]
+    (row,) = [row for row in rows if row["name"] == "contract"]
+    assert set(row) == {"name", "nodeList", "startTime", "endTime", "features", "state"}
+    assert (row["nodeList"], row["state"], row["endTime"] - row["startTime"]) == ("localhost", "active", 600)
     assert http.get(f"/status/{any_sandbox.system}/userinfo").json() == {
         "user": {"id": "2001", "name": "alice"},
         "group": {"id": "100", "name": "users"},
