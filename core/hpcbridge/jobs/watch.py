@@ -278,10 +278,26 @@ class JobWatcher:
 
     async def _owner(self, info: JobInfo) -> str | None:
         """The id of the job that `info`'s job lost its lock to, or None."""
-        if not _may_have_lost(info) or not is_ours(info.name) or info.workdir is None:
+        if not _may_have_lost(info):
+            return None
+        info = await self._beyond_placeholder(info)
+        if not is_ours(info.name) or info.workdir is None:
             return None
         owner = await lock_owner(self.client, self.system, Places(info.workdir, info.name).lock)
         return owner if owner != info.job_id else None
+
+    async def _beyond_placeholder(self, info: JobInfo) -> JobInfo:
+        """The info with its work directory, which accounting leaves out of an end's row for some seconds."""
+        deadline = time.monotonic() + self.policy.lag
+        while info.workdir is None and time.monotonic() < deadline:
+            await asyncio.sleep(self.policy.first_tick)
+            try:
+                info = await self.info(info.job_id, name=info.name)
+            except JobNotFound:
+                break
+            except HpcBridgeError as error:
+                log.debug("looking for the work directory of job %s: %s", info.job_id, error)
+        return info
 
     # -- ticking
     # ---------------------------------------------------------------------------------------------------------
