@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import pytest_asyncio
 
 from hpcbridge_sandbox.s3 import ObjectStore, StoreUnavailable
 from support.scale import PROVE
@@ -20,7 +21,7 @@ SIZE = 20_000_000 if not PROVE else 2_000_000_000
 BLOCK = os.urandom(1 << 20)
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ObjectStore]:
     made = ObjectStore(tmp_path_factory.mktemp("s3") / "store")
     await made.start()
@@ -28,7 +29,7 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Objec
     await made.stop()
 
 
-@pytest.fixture(autouse=True)
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def no_faults(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     yield
     if "store" in request.fixturenames:
