@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcbridge.errors import AlreadyExists, Conflict, InvalidPath, TransferError
+from hpcbridge.staging.fetching import runs
 from hpcbridge.staging.partfile import (
     PartFile,
     PrefixSha256,
@@ -20,6 +22,7 @@ from hpcbridge.staging.partfile import (
     load_journal,
     part_path,
 )
+from hpcbridge.staging.plan import RANGE, READERS, SPAN, longest_run
 
 SOURCE = Source("site", "cluster", "/home/alice/x", 1000, 1_795_166_090)
 
@@ -146,3 +149,18 @@ def test_publishing_keeps_the_mode_of_the_file_it_replaces(tmp_path):
     part.publish()
     part.close()
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
+@given(missing=st.sets(st.integers(0, 60)), longest=st.integers(1, 20))
+def test_runs_are_the_missing_ranges_in_order(missing, longest):
+    found = runs(sorted(missing), longest)
+    assert [index for run in found for index in run] == sorted(missing)
+    assert all(1 <= len(run) <= longest for run in found)
+    assert all(a.stop < b.start or len(a) == longest for a, b in pairwise(found))
+
+
+@given(count=st.integers(0, 10**6))
+def test_all_readers_have_a_share(count):
+    length = longest_run(count)
+    assert 1 <= length * RANGE <= SPAN
+    assert length * READERS >= count or length * RANGE == SPAN

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hpcbridge.errors import HpcBridgeError, TransferError
 from hpcbridge.staging.plan import Limits, Verify
@@ -17,6 +17,9 @@ from hpcbridge.staging.progress import Reporter
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FirecrestClient, SystemInfo
     from hpcbridge.jobs.watch import JobWatcher
+
+
+T = TypeVar("T")
 
 
 class TransferSystem(Protocol):
@@ -112,3 +115,16 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
         raise first from None
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Like `asyncio.to_thread`, but when cancelled it returns only after the thread has.
+
+    What the thread writes to must not be closed under it: the number of a closed file soon belongs to another one.
+    """
+    future = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait({future})
+        raise

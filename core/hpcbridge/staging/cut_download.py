@@ -5,15 +5,14 @@ For systems without an object store, and for files whose name no call of the ser
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
 import secrets
 from pathlib import Path
 
 from hpcbridge.errors import IntegrityError, PathNotFound
 from hpcbridge.staging import keyed_jobs
-from hpcbridge.staging.context import PATIENCE, Transfer
-from hpcbridge.staging.fetching import Receiver
+from hpcbridge.staging.context import PATIENCE, Transfer, in_thread
+from hpcbridge.staging.fetching import Receiver, Write
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.partfile import PartFile, Source
 from hpcbridge.staging.plan import Verify
@@ -66,12 +65,12 @@ async def _receive(t: Transfer, part: PartFile, plan: Prepare, prepared: Prepare
         t.reporter.phase(Phase.DOWNLOADING, "going on where it stopped" if part.done else "", done=part.received())
         receiver = Receiver(t, part, hashing=prepared.sha256 is not None)
 
-        async def fetch(index: int, offset: int, length: int, receiver: Receiver = receiver) -> None:
+        async def fetch(index: int, offset: int, length: int, write: Write) -> None:
             path = posixpath.join(plan.stage, plan.piece_name(index))
             data = await t.client.download(t.name, path, patience=PATIENCE)
             if len(data) != length:
                 raise t.error(f"a piece has {len(data)} bytes instead of {length}", kind=IntegrityError, path=path)
-            await asyncio.to_thread(receiver.write, offset, data)
+            await in_thread(write, offset, data)
 
         ours = await receiver.fill(fetch, WORKERS)
         t.reporter.phase(Phase.VERIFYING)

@@ -9,14 +9,26 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from hpcbridge.staging.context import Transfer, task_group
 from hpcbridge.staging.partfile import PartFile, PrefixSha256
-from hpcbridge.staging.plan import piece_size
-from hpcbridge.staging.progress import Reporter
+from hpcbridge.staging.progress import Phase, Reporter
 
 SAVE_INTERVAL = 5.0
 """Seconds between two entries in the journal: what a crash loses at most."""
 
-Fetch = Callable[[int, int, int], Awaitable[None]]
-"""Fetches range (index, offset, length) into the part file."""
+Write = Callable[[int, bytes], None]
+"""Takes (offset, bytes), in order; from any thread."""
+Fetch = Callable[[int, int, int, Write], Awaitable[None]]
+"""Fetches (index of the first range, offset, length) into a `Write`."""
+
+
+def runs(missing: list[int], longest: int) -> list[range]:
+    """Neighbours among the missing ranges, together, at most `longest` of them."""
+    found: list[range] = []
+    for index in missing:
+        if found and index == found[-1].stop and len(found[-1]) < longest:
+            found[-1] = range(found[-1].start, index + 1)
+        else:
+            found.append(range(index, index + 1))
+    return found
 
 
 class Receiver:
@@ -33,25 +45,20 @@ class Receiver:
         self._counting = threading.Lock()
         self._unreported = 0
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Take bytes that have arrived; any thread."""
-        self._part.write(offset, data)
-        with self._counting:
-            self._unreported += len(data)
-
-    async def fill(self, fetch: Fetch, workers: int) -> str | None:
-        """Fetch every missing range; returns the SHA-256 of the whole when hashing.
+    async def fill(self, fetch: Fetch, workers: int, longest: int = 1) -> str | None:
+        """Fetch every missing range, up to `longest` neighbours at a time; returns the SHA-256 when hashing.
 
         What has arrived is journalled, also when this fails or is cancelled.
         """
         following = asyncio.ensure_future(self._follow())
-        missing = iter(list(self._part.missing()))
+        missing = iter(runs(list(self._part.missing()), longest))
         try:
             async with task_group() as group:
                 reporting = group.create_task(self._report())
                 await asyncio.gather(*(group.create_task(self._work(fetch, missing)) for _ in range(workers)))
                 reporting.cancel()
             self._drain()
+            self._t.reporter.phase(Phase.VERIFYING)
         except BaseException:
             self._prefix = None
             self._part.save()
@@ -62,17 +69,29 @@ class Receiver:
             await following
         return self._prefix.digest if self._prefix else None
 
-    async def _work(self, fetch: Fetch, missing: Iterator[int]) -> None:
-        for index in missing:
-            await fetch(index, index * self._part.step, piece_size(self._part.source.size, self._part.step, index))
-            self._part.mark(index)
-            self._arrived.set()
+    async def _work(self, fetch: Fetch, missing: Iterator[range]) -> None:
+        for run in missing:
+            offset = run.start * self._part.step
+            length = min(run.stop * self._part.step, self._part.source.size) - offset
+            await fetch(run.start, offset, length, self._write)
+
+    def _write(self, offset: int, data: bytes) -> None:
+        """Take bytes that have arrived, in order within a run; any thread."""
+        self._part.write(offset, data)
+        end, step = offset + len(data), self._part.step
+        with self._counting:
+            self._unreported += len(data)
+            for index in range(offset // step, end // step):
+                self._part.mark(index)
+            if end == self._part.source.size:
+                self._part.mark((end - 1) // step)
 
     async def _report(self) -> None:
         """Tell the caller, in the loop's thread, where an exception of the callback ends the transfer."""
         while True:
             await asyncio.sleep(Reporter.INTERVAL)
             self._drain()
+            self._arrived.set()
 
     def _drain(self) -> None:
         with self._counting:

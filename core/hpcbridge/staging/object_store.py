@@ -18,8 +18,6 @@ from hpcbridge.errors import HpcBridgeError, NotFound, TransferError, Unavailabl
 
 T = TypeVar("T")
 
-CONNECTIONS = 4
-"""Requests in flight; more gain nothing on one link, and a store answers too many with 503."""
 PATIENCE = 300.0
 """Seconds without a byte after which a part or range is given up."""
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)

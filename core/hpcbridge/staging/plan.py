@@ -26,6 +26,14 @@ The server's checksum call has five seconds; sha256sum reads at 0.3-2 GB/s.
 """
 RANGE = 8 << 20
 """Bytes of one ranged read from the object store, and of one bit in the journal."""
+READERS = 4
+"""Requests to the object store in flight; more gain nothing on one link, and a store answers too many with 503."""
+SPAN = 128 << 20
+"""Most bytes of one ranged read.
+
+Each costs the store work of its own (a manifest of parts to look up); longer ones gain nothing more, and leave the hash
+of the whole further behind.
+"""
 PIECE_NAME_DIGITS = 6
 
 
@@ -89,6 +97,11 @@ def piece_size(size: int, piece: int, index: int) -> int:
 def spans(size: int, step: int) -> list[tuple[int, int]]:
     """(offset, length) of each range of `step` bytes; the last is shorter."""
     return [(offset, min(step, size - offset)) for offset in range(0, size, step)]
+
+
+def longest_run(count: int, readers: int = READERS) -> int:
+    """How many neighbouring ranges one read fetches, so that `readers` share a file of `count` ranges."""
+    return max(1, min(SPAN // RANGE, -(-count // readers)))
 
 
 def put_route(size: int, limits: Limits, *, wanted: str | None = None, needs_job: bool = False) -> Route:

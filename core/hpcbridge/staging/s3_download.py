@@ -15,10 +15,11 @@ from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, IntegrityError, T
 from hpcbridge.jobs.state import JobInfo
 from hpcbridge.staging import digests, server_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer
-from hpcbridge.staging.fetching import Receiver
+from hpcbridge.staging.fetching import Receiver, Write
 from hpcbridge.staging.names import RemotePath
-from hpcbridge.staging.object_store import CONNECTIONS, ObjectMissing, ObjectStore
+from hpcbridge.staging.object_store import ObjectMissing, ObjectStore
 from hpcbridge.staging.partfile import PartFile
+from hpcbridge.staging.plan import READERS, longest_run
 from hpcbridge.staging.progress import Phase
 from hpcbridge.staging.ranges import RangeReader
 
@@ -127,18 +128,18 @@ async def _receive(t: Transfer, download: S3Download | None, part: PartFile, *, 
     t.reporter.phase(Phase.DOWNLOADING, "going on where it stopped" if part.done else "", done=part.received())
     if download is None:
         return await receiver.fill(_nothing, 0)
-    reader = RangeReader(t.client.session.site, download.url, readers=CONNECTIONS)
+    reader = RangeReader(t.client.session.site, download.url, readers=READERS)
 
-    async def fetch(_: int, offset: int, length: int) -> None:
-        await reader.read(offset, length, receiver.write)
+    async def fetch(_: int, offset: int, length: int, write: Write) -> None:
+        await reader.read(offset, length, write)
 
     try:
-        return await receiver.fill(fetch, CONNECTIONS)
+        return await receiver.fill(fetch, READERS, longest_run(part.count))
     finally:
         reader.close()
 
 
-async def _nothing(_index: int, _offset: int, _length: int) -> None:
+async def _nothing(_index: int, _offset: int, _length: int, _write: Write) -> None:
     raise AssertionError("a part file without gaps has nothing to fetch")
 
 

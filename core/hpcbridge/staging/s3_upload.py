@@ -16,8 +16,8 @@ from hpcbridge.staging import digests, server_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer, task_group
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath
-from hpcbridge.staging.object_store import CONNECTIONS, ObjectStore
-from hpcbridge.staging.plan import spans
+from hpcbridge.staging.object_store import ObjectStore
+from hpcbridge.staging.plan import READERS, spans
 from hpcbridge.staging.progress import Phase
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def _send(t: Transfer, source: LocalFile, upload: S3Upload) -> None:
         raise t.error(f"the server gave {len(upload.part_urls)} places for {len(parts)} parts", path=str(source.path))
     t.reporter.phase(Phase.UPLOADING, done=0)
     store = ObjectStore(t.client.session.storage)
-    free = asyncio.Semaphore(CONNECTIONS)
+    free = asyncio.Semaphore(READERS)
     etags = [""] * len(parts)
 
     async def send(index: int, offset: int, length: int) -> None:
