@@ -20,7 +20,8 @@ from support.sandbox import SandboxProcess
 
 
 @pytest.fixture
-def system(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> blocking.System:
+def system(sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> blocking.System:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     for name, value in sandbox.client_env("alice").items():
         monkeypatch.setenv(name, value)
     return blocking.connect().system()
