@@ -65,6 +65,7 @@ def airflow(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "AIRFLOW_CONN_FIRECREST_DEFAULT": json.dumps(connection),
         "AIRFLOW_CONN_FS_DEFAULT": "fs://",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+        "AIRFLOW__CORE__PARALLELISM": "8",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
     }
     with LocalAirflow(home / "airflow", dags, settings) as running:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from local_airflow import LocalAirflow
 
 from support.airflow_cluster import LIVE, Cluster
@@ -79,36 +81,84 @@ def test_cancel_that_takes_longer_than_the_triggerers_patience(airflow: LocalAir
         cluster.process.delete("/faults")
 
 
-def test_clear_cancels_the_job_and_makes_a_new_one(airflow: LocalAirflow, cluster: Cluster) -> None:
-    workdir = cluster.workdir()
-    run = start(airflow, "one_job", workdir, long_job(12))
-    first = running_job(airflow, cluster, "one_job", run, workdir)
-    airflow.clear_task("one_job", run, "job")
-    assert airflow.wait_run("one_job", run) == "success"
-    second = airflow.xcom("one_job", run, "job")["job_id"]
-    assert cluster.ids(workdir).keys() == {first, second}
+@dataclass(frozen=True)
+class Run:
+    """One run of a DAG of one task, `job`."""
+
+    dag: str
+    id: str
+    workdir: str
+
+
+COUNTS_TO_TWO = '#!/bin/bash\necho "$SLURM_JOB_ID" >> executions\n[ "$(wc -l < executions)" -ge 2 ]\n'
+
+
+@pytest.fixture(scope="module")
+def runs(airflow: LocalAirflow, cluster: Cluster) -> dict[str, Run]:
+    """Those that need nobody's help at the start, all at once."""
+    points = ("before_post", "before_bind", "after_bind", "before_defer")
+    wanted = {point: ("one_job_killed", long_job(3), {"kill_at": point}) for point in points}
+    wanted |= {
+        "deadline": ("one_job_deadline", long_job(300), {}),
+        "retry": ("one_job_retried", COUNTS_TO_TWO, {}),
+        "cleared": ("one_job", long_job(20), {}),
+        "cleared later": ("one_job", long_job(0), {}),
+    }
+    started = {}
+    for name, (dag, text, conf) in wanted.items():
+        workdir = cluster.workdir()
+        started[name] = Run(dag, start(airflow, dag, workdir, text, **conf), workdir)
+    return started
+
+
+def test_clear_cancels_the_job_and_makes_a_new_one(
+    airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]
+) -> None:
+    run = runs["cleared"]
+    first = running_job(airflow, cluster, "one_job", run.id, run.workdir)
+    airflow.clear_task("one_job", run.id, "job")
+    assert airflow.wait_run("one_job", run.id) == "success"
+    second = airflow.xcom("one_job", run.id, "job")["job_id"]
+    assert cluster.ids(run.workdir).keys() == {first, second}
     assert state_of(cluster, first) == "CANCELLED"
     assert state_of(cluster, second) == "COMPLETED"
 
 
-def test_clear_after_success_runs_again(airflow: LocalAirflow, cluster: Cluster) -> None:
-    workdir = cluster.workdir()
-    run = start(airflow, "one_job", workdir, long_job(0))
-    assert airflow.wait_run("one_job", run) == "success"
-    airflow.clear_task("one_job", run, "job")
-    wait_for(lambda: len(cluster.executions(workdir)) == 2, 60)
-    assert airflow.wait_run("one_job", run) == "success"
-    assert len(cluster.ids(workdir)) == 2
+def test_clear_after_success_runs_again(airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]) -> None:
+    run = runs["cleared later"]
+    assert airflow.wait_run("one_job", run.id) == "success"
+    airflow.clear_task("one_job", run.id, "job")
+    wait_for(lambda: len(cluster.executions(run.workdir)) == 2, 60)
+    assert airflow.wait_run("one_job", run.id) == "success"
+    assert len(cluster.ids(run.workdir)) == 2
 
 
-def test_past_the_deadline_the_job_is_cancelled(airflow: LocalAirflow, cluster: Cluster) -> None:
-    workdir = cluster.workdir()
-    run = start(airflow, "one_job_deadline", workdir, long_job(300))
-    assert airflow.wait_run("one_job_deadline", run, 60) == "failed"
-    ids = cluster.ids(workdir)
+def test_past_the_deadline_the_job_is_cancelled(airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]) -> None:
+    run = runs["deadline"]
+    assert airflow.wait_run("one_job_deadline", run.id) == "failed"
+    ids = cluster.ids(run.workdir)
     assert len(ids) == 1
     assert state_of(cluster, *ids) == "CANCELLED"
-    assert "deadline" in "".join(airflow.task_log("one_job_deadline", run, "job"))
+    log = airflow.task_log("one_job_deadline", run.id, "job")
+    assert [line for line in log if line.startswith("AirflowTaskTimeout: The deadline")]
+
+
+def test_retry_after_a_failed_job_is_a_new_job(airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]) -> None:
+    run = runs["retry"]
+    assert airflow.wait_run("one_job_retried", run.id) == "success"
+    assert len(cluster.ids(run.workdir)) == 2
+    assert len(cluster.executions(run.workdir)) == 2
+
+
+@pytest.mark.parametrize("point", ["before_bind", "after_bind", "before_defer", "before_post"])
+def test_worker_killed_between_intention_and_deferral(
+    airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run], point: str
+) -> None:
+    run = runs[point]
+    assert airflow.wait_run("one_job_killed", run.id) == "success"
+    assert airflow.tasks("one_job_killed", run.id)["job"]["try_number"] == 2
+    assert len(cluster.ids(run.workdir)) == 1
+    assert len(cluster.executions(run.workdir)) == 1
 
 
 def test_killed_while_a_worker_waits(airflow: LocalAirflow, cluster: Cluster) -> None:
@@ -174,16 +224,6 @@ def logs_of(airflow: LocalAirflow, run: str) -> str:
     return "".join(path.read_text(errors="replace") for path in files)
 
 
-def test_worker_killed_between_intention_and_deferral(airflow: LocalAirflow, cluster: Cluster) -> None:
-    points = {cluster.workdir(): point for point in ("before_post", "before_bind", "after_bind", "before_defer")}
-    runs = {w: start(airflow, "one_job_killed", w, long_job(3), kill_at=point) for w, point in points.items()}
-    for workdir, run in runs.items():
-        assert airflow.wait_run("one_job_killed", run, 240) == "success", points[workdir]
-        assert airflow.tasks("one_job_killed", run)["job"]["try_number"] == 2, points[workdir]
-        assert len(cluster.ids(workdir)) == 1, points[workdir]
-        assert len(cluster.executions(workdir)) == 1, points[workdir]
-
-
 def test_answer_of_the_submit_lost(airflow: LocalAirflow, cluster: Cluster) -> None:
     workdir = cluster.workdir()
     lost = {"method": "POST", "path": "/compute/*/jobs", "kind": "drop_after", "count": 1}
@@ -204,12 +244,3 @@ def test_outage_while_deferred_is_no_failure(airflow: LocalAirflow, cluster: Clu
     cluster.process.post("/outage", {"kind": "refused", "seconds": 10})
     assert airflow.wait_run("one_job", run) == "success"
     assert len(cluster.executions(workdir)) == 1
-
-
-def test_retry_after_a_failed_job_is_a_new_job(airflow: LocalAirflow, cluster: Cluster) -> None:
-    workdir = cluster.workdir()
-    text = '#!/bin/bash\necho "$SLURM_JOB_ID" >> executions\n[ "$(wc -l < executions)" -ge 2 ]\n'
-    run = start(airflow, "one_job_retried", workdir, text)
-    assert airflow.wait_run("one_job_retried", run) == "success"
-    assert len(cluster.ids(workdir)) == 2
-    assert len(cluster.executions(workdir)) == 2
