@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from local_airflow import LocalAirflow
 
-from support.airflow_cluster import LIVE, Cluster
+from support.airflow_cluster import Cluster
 
 LONG = '#!/bin/bash\necho "$SLURM_JOB_ID" >> executions\necho started\nsleep {seconds}\necho finished\n'
 
@@ -165,12 +165,9 @@ def test_killed_while_a_worker_waits(airflow: LocalAirflow, cluster: Cluster) ->
     workdir = cluster.workdir()
     run = start(airflow, "one_job_here", workdir, long_job())
     wait_for(lambda: cluster.executions(workdir), 60)
+    (job,) = cluster.executions(workdir)
     airflow.set_task_state("one_job_here", run, "job", "failed")
-    wait_for(lambda: set(map(str, cluster.ids(workdir).values())) == {"CANCELLED"} or not live(cluster, workdir), 45)
-
-
-def live(cluster: Cluster, workdir: str) -> list[str]:
-    return [job for job, state in cluster.ids(workdir).items() if state.split()[0] in LIVE]
+    wait_for(lambda: state_of(cluster, job) == "CANCELLED", 45)
 
 
 # Processes lost: one job, and it lives

@@ -10,7 +10,6 @@ from typing import Any
 from support.sandbox import SandboxProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "airflow"
-LIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
 
 
 @dataclass
