@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hpcbridge.staging import Progress, get_file, put_file, server_jobs
 from hpcbridge.staging.context import Transfer
 from hpcbridge.staging.object_store import ObjectMissing, ObjectStore, completion_body, error_code, total_size
 from hpcbridge.staging.progress import Reporter
+from hpcbridge.staging.ranges import RangeReader
 from hpcbridge.staging.s3_upload import is_md5
 from support.sandbox import SandboxProcess, start_sandbox
 from support.staging import clear_leftovers, connected, leftovers, random_file, sha256
@@ -246,14 +249,46 @@ async def test_the_stores_own_words_and_absences(system: hpcbridge.System, sandb
     with pytest.raises((ObjectMissing, TransferError)):
         await store.size(ask.url.reveal().split("?")[0] + "-no?" + ask.url.reveal().split("?")[1])
     sandbox.post("/s3-faults", {"get_failure": 1})
-    with pytest.raises(Unavailable):
-        await store.read_range(ask.url.reveal(), 0, 3, _nowhere)
+    reader = RangeReader(system.client.session.site, ask.url, readers=1, patience=0.5)
+    with pytest.raises(Unavailable) as gone:
+        await reader.read(0, 3, _nowhere)
+    assert "X-Amz" not in str(gone.value)
+    reader.close()
     await asyncio.sleep(1)
     await server_jobs.remove_logs(Transfer(system, await system.info(), Path(), Reporter(None)), ask.job)
 
 
-async def _nowhere(_offset: int, _data: bytes) -> None:
+def _nowhere(_offset: int, _data: bytes) -> None:
     raise AssertionError("nothing was to arrive")
+
+
+async def test_a_cancelled_range_has_written_its_last_byte(
+    system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path, big: Path
+) -> None:
+    await put_file(system, big, "/home/alice/cancelled")
+    ask = await system.client.transfer_download("sandbox", "/home/alice/cancelled")
+    store = ObjectStore(system.client.session.storage)
+    for _ in range(200):
+        with contextlib.suppress(ObjectMissing):
+            if await store.size(ask.url.reveal()) == SIZE:
+                break
+        await asyncio.sleep(0.05)
+    reader = RangeReader(system.client.session.site, ask.url, readers=1)
+    arrived: list[int] = []
+
+    def slowly(_offset: int, data: bytes) -> None:
+        time.sleep(0.05)
+        arrived.append(len(data))
+
+    reading = asyncio.ensure_future(reader.read(0, SIZE, slowly))
+    await asyncio.sleep(0.5)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    before = len(arrived)
+    await asyncio.sleep(0.3)
+    assert 0 < len(arrived) == before < SIZE // (512 << 10)
+    reader.close()
 
 
 def test_s3s_words_are_understood() -> None:

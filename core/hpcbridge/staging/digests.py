@@ -7,7 +7,6 @@ import secrets
 from contextlib import suppress
 
 from hpcbridge.errors import CommandTimeout, IntegrityError, InvalidRequest, ServerError
-from hpcbridge.staging import keyed_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.plan import AUTO_SHA256, Verify
@@ -55,6 +54,8 @@ async def remote_sha256(t: Transfer, path: RemotePath) -> str | None:
 
 
 async def _by_job(t: Transfer, path: RemotePath) -> str:
+    from hpcbridge.staging import keyed_jobs  # loaded when first used: it takes a sixth of a second
+
     # In the user's own directory: nothing says that we may write beside a file that we may read.
     stage = await keyed_jobs.private_directory(t)
     plan = Prepare(stage, secrets.token_hex(4), path, piece=None, sha256=True)

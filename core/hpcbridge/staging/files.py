@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcbridge.errors import InvalidPath
-from hpcbridge.staging import chunked, cut_download, direct, s3_download, s3_upload
+from hpcbridge.staging import direct
 from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath, parse_remote
@@ -65,16 +65,25 @@ async def put_file(
         chosen = put_route(source.size, _usable(t, target, route), wanted=route, needs_job=needs_job)
         if chosen is Route.DIRECT:
             digest = await direct.put(t, source, target)
-        elif chosen is Route.CHUNKED:
-            digest = await chunked.put(t, source, target)
-        elif atomic or not target.scripts_carry_it:
-            digest = await chunked.put_staged(t, source, target)
-        else:
+        elif chosen is Route.S3 and target.scripts_carry_it and not atomic:
+            from hpcbridge.staging import s3_upload
+
             digest = await s3_upload.put(t, source, target)
+        else:
+            digest = await _put_by_job(t, source, target, chosen)
     finally:
         source.close()
     t.reporter.phase(Phase.DONE, done=t.size)
     return TransferResult(chosen.value, t.size, time.monotonic() - begun, digest)
+
+
+async def _put_by_job(t: Transfer, source: LocalFile, target: RemotePath, route: Route) -> str | None:
+    # Loaded when first used, like every route but the direct one: jobs and their models take a sixth of a second.
+    from hpcbridge.staging import chunked
+
+    if route is Route.CHUNKED:
+        return await chunked.put(t, source, target)
+    return await chunked.put_staged(t, source, target)
 
 
 async def get_file(
@@ -129,7 +138,7 @@ async def _get(
     t: Transfer, source: RemotePath, target: Path, wanted: str | None, *, resume: bool
 ) -> tuple[Route, str | None]:
     if not source.commands_carry_it:
-        return Route.CHUNKED, await cut_download.get(t, source, target, resume=resume)
+        return Route.CHUNKED, await _cut(t, source, target, resume=resume)
     found = await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
     if stat.S_ISDIR(found.mode):
         raise t.error(f"{source} is a directory", kind=InvalidPath, path=str(source), hint="Only files are fetched")
@@ -144,7 +153,7 @@ async def _get(
             raise t.error(message, kind=InvalidPath, path=str(plain), hint="Leave the route out")
         route = Route.CHUNKED
     if route is Route.CHUNKED:
-        return route, await cut_download.get(t, source, target, resume=resume)
+        return route, await _cut(t, source, target, resume=resume)
     return route, await direct.get(t, source)
 
 
@@ -167,9 +176,17 @@ async def _followed(t: Transfer, path: RemotePath) -> RemotePath:
     return RemotePath("/", "'")
 
 
+async def _cut(t: Transfer, remote: RemotePath, target: Path, *, resume: bool) -> str | None:
+    from hpcbridge.staging import cut_download
+
+    return await cut_download.get(t, remote, target, resume=resume)
+
+
 async def _by_s3(
     t: Transfer, remote: RemotePath, plain: RemotePath, target: Path, mtime: int, *, resume: bool
 ) -> str | None:
+    from hpcbridge.staging import s3_download
+
     source = Source(t.site, t.name, str(remote), t.size, mtime)
     part = PartFile.open(target, source, RANGE, resume=resume)
     try:
