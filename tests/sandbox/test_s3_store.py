@@ -109,6 +109,18 @@ async def test_it_starts_within_ten_seconds(tmp_path: Path) -> None:
     assert not any(process.is_running() for process in started)
 
 
+async def test_a_store_that_cannot_start_says_so_at_once(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path / "store")
+    (tmp_path / "store" / "etc").mkdir(parents=True)
+    (tmp_path / "store" / "etc" / "object.ring.gz").mkdir()
+    begin = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=r"object\.ring\.gz"):
+        await store.start()
+    assert time.monotonic() - begin < 20
+    assert not store.running
+    await store.stop()
+
+
 async def test_a_large_object_travels_in_parallel_parts_and_constant_memory(store: ObjectStore) -> None:
     upload = await Upload.begin(store, "big/object.bin", SIZE)
     begin = time.monotonic()

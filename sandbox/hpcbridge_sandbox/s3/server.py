@@ -1,8 +1,9 @@
-"""The object store's processes: ``python -m hpcbridge_sandbox.s3.server PARENT ETC KIND=FD [KIND=FD ...]``.
+"""The object store's processes: ``python -m hpcbridge_sandbox.s3.server PARENT ETC READY KIND=FD [KIND=FD ...]``.
 
-PARENT is the process id whose death ends this one. The parent binds the sockets and hands them down, so that no port
-is guessed. The storage servers and the proxy are two processes, as every byte goes through both and a small machine
-has two cores.
+PARENT is the process id whose death ends this one; a byte is written to the descriptor READY when requests are served,
+and it is closed by the last process's death. The parent binds the sockets and hands them down, so that no port is
+guessed. The storage servers and the proxy are two processes, as every byte goes through both and a small machine has
+two cores.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _open_listeners(pairs: list[str]) -> dict[str, socket.socket]:
     return listeners
 
 
-def _serve_all(etc: Path, listeners: dict[str, socket.socket]) -> None:
+def _serve_all(etc: Path, listeners: dict[str, socket.socket], ready: int | None) -> None:
     from swift.common import utils
     from swift.common.concurrency import greenthread_spawn, hubs
     from swift.common.wsgi import loadapp
@@ -82,6 +83,8 @@ def _serve_all(etc: Path, listeners: dict[str, socket.socket]) -> None:
     for kind, listener in listeners.items():
         app = loadapp(str(etc / f"{kind}-server.conf"), global_conf={"log_name": f"{kind}-server"})
         threads.append(greenthread_spawn(_serve, app, listener.detach()))
+    if ready is not None:
+        os.write(ready, b"1")
     for thread in threads:
         thread.wait()
 
@@ -90,7 +93,8 @@ def main(arguments: list[str]) -> None:
     """Serve until killed; *arguments* as in the module's first line."""
     _die_with_parent(int(arguments[0]))
     warnings.filterwarnings("ignore", module="eventlet")
-    etc, listeners = Path(arguments[1]), _open_listeners(arguments[2:])
+    etc, listeners = Path(arguments[1]), _open_listeners(arguments[3:])
+    ready: int | None = int(arguments[2])
 
     from swift.common import utils
     from swift.obj import server as _storage
@@ -106,10 +110,14 @@ def main(arguments: list[str]) -> None:
     this = os.getpid()
     if os.fork() == 0:
         _die_with_parent(this)
-        listeners, front = front, {}
-    for kind in front:
-        front[kind].close()
-    _serve_all(etc, listeners)
+        listeners, front = front, listeners
+    else:
+        # Only the proxy, which needs the others, says when all is well; its death closes the pipe.
+        os.close(int(arguments[2]))
+        ready = None
+    for listener in front.values():
+        listener.close()
+    _serve_all(etc, listeners, ready)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,8 @@ URL_LIFETIME = 604_800
 """Seconds for which a presigned URL holds (``X-Amz-Expires`` of the recorded answers: seven days)."""
 
 _START_TIMEOUT = 60.0
+_STOP_TIMEOUT = 5.0
+_SERVER = (sys.executable, "-m", "hpcbridge_sandbox.s3.server")
 
 
 class StoreUnavailable(RuntimeError):
@@ -37,6 +40,7 @@ class ObjectStore:
         self._log = log or state / "s3.log"
         self._lock = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: int | None = None
         self._temporary: Path | None = None
         self._layout: StoreLayout | None = None
         self._client: Any = None
@@ -102,12 +106,13 @@ class ObjectStore:
 
     def _spawn(self, listeners: Mapping[str, socket.socket]) -> None:
         assert self._layout is not None
+        self._pipe, said = os.pipe()
         pairs = [f"{kind}={listener.fileno()}" for kind, listener in listeners.items()]
         with self._log.open("ab") as log:
             # No secret is in these arguments: the keys are in files of mode 0600.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "hpcbridge_sandbox.s3.server", str(os.getpid()), str(self._layout.etc), *pairs],
-                pass_fds=[listener.fileno() for listener in listeners.values()],
+                [*_SERVER, str(os.getpid()), str(self._layout.etc), str(said), *pairs],
+                pass_fds=[said, *(listener.fileno() for listener in listeners.values())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -116,17 +121,19 @@ class ObjectStore:
         # The proxy's socket stays open here as well, so that the address is still ours when the processes end.
         for kind in SERVERS:
             listeners[kind].close()
+        os.close(said)
 
     def _wait_ready(self) -> None:
-        # The sockets listen since before the processes did, so one request waits as long as the start takes.
-        from botocore.exceptions import BotoCoreError, ClientError
+        if self._said(_START_TIMEOUT) == b"1":
+            return
+        self._stop()
+        tail = self._log.read_bytes()[-2000:].decode(errors="replace")
+        raise StoreUnavailable(f"the object store did not start:\n{tail}")
 
-        try:
-            self._client.list_buckets()
-        except (BotoCoreError, ClientError) as error:
-            self._stop()
-            tail = self._log.read_bytes()[-2000:].decode(errors="replace") if self._log.exists() else ""
-            raise StoreUnavailable(f"the object store did not start: {error}\n{tail}") from error
+    def _said(self, timeout: float) -> bytes | None:
+        """Next byte of the processes: ``1`` when they serve, nothing when they are gone, None when time is out."""
+        assert self._pipe is not None
+        return os.read(self._pipe, 1) if select.select([self._pipe], [], [], timeout)[0] else None
 
     async def stop(self) -> None:
         """End the store's processes."""
@@ -144,6 +151,11 @@ class ObjectStore:
             self._process.kill()  # its second process dies with it; every object is complete or absent on disk
             self._process.wait()
             self._process = None
+        if self._pipe is not None:
+            while self._said(_STOP_TIMEOUT):  # until the second process has let go of the port
+                continue
+            os.close(self._pipe)
+            self._pipe = None
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
