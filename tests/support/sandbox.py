@@ -138,12 +138,22 @@ class SandboxProcess:
         """End it with SIGTERM and return its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(timeout)
+        code = self.process.wait(timeout)
+        self._close()
+        return code
 
     def kill(self) -> None:
         """End it with SIGKILL."""
         self.process.kill()
         self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        # An unclosed pipe or socket warns whenever it is collected: in the middle of another test, or of a compilation.
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._control.close()
+        self._control = httpx.Client(timeout=60)
 
     def restart(self) -> None:
         """Start again on the same state; stops it first where it runs."""
