@@ -21,7 +21,7 @@ from hpcbridge.jobs.state import JobInfo, JobState
 from support.sandbox import SandboxProcess
 from support.scale import PROVE
 
-QUICK = FollowPolicy(first=0.05, longest=0.3, settle=0.6)
+QUICK = FollowPolicy(first=0.05, longest=0.3, settle=0.6, quiet=0.6)
 
 
 @asynccontextmanager

@@ -57,13 +57,15 @@ _UNKNOWN = "\ufffd"
 class FollowPolicy:
     """Pauses between looks, in seconds: they grow from `first` to `longest` while nothing comes.
 
-    `settle`: for how long after the job's end a file may still appear or grow (shared file systems are late).
+    After the job's end a file that is not there may still appear for `settle`, and one that is there is complete when
+    it has not grown for `quiet` (shared file systems are late).
     """
 
     first: float = 1.0
     longest: float = 10.0
     growth: float = 1.5
     settle: float = 6.0
+    quiet: float = 2.0
 
 
 async def follow(
@@ -99,14 +101,14 @@ async def follow(
     try:
         while True:
             over = end.reached  # before the read: what was written until then is in it
-            grown = False
+            grown, enough = False, policy.quiet
             try:
                 async for chunk in reader.news(last=over):
                     grown = True
                     yield chunk
                 heard = True
             except PathNotFound:
-                heard = True
+                heard, enough = True, policy.settle
             except (Unavailable, AmbiguousOutcome, ServerError) as error:
                 log.debug("follow %s: %s", path, error)
                 heard = False
@@ -119,10 +121,10 @@ async def follow(
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = now
-            elif now - quiet_since >= policy.settle:
+            elif now - quiet_since >= enough:
                 return
             pause = policy.first if grown else min(pause * policy.growth, policy.longest)
-            await end.wait(min(pause, max(policy.settle / 3, 0.05)) if over else pause)
+            await end.wait(min(pause, max(enough / 2, 0.05)) if over else pause)
     finally:
         await end.close()
 
