@@ -126,5 +126,19 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait({future})
+        await ended(future)
         raise
+
+
+async def ended(future: asyncio.Future[Any]) -> None:
+    """Wait for the end of work whose outcome no longer matters; asyncio would report an error that nobody asks for."""
+    await asyncio.wait({future})
+    if not future.cancelled():
+        future.exception()
+
+
+async def given_up(future: asyncio.Future[Any] | None) -> None:
+    """Cancel work in the background, and wait until it has ended; None is no work."""
+    if future is not None:
+        future.cancel()
+        await ended(future)

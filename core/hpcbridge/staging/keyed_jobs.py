@@ -12,7 +12,7 @@ from hpcbridge.errors import AlreadyExists, HpcBridgeError, InvalidPath, NotFoun
 from hpcbridge.jobs.spec import JobSpec
 from hpcbridge.jobs.state import LOST_RACE_EXIT, JobInfo, JobState
 from hpcbridge.jobs.submit import submit_once
-from hpcbridge.staging.context import PATIENCE, Transfer, transfer_directives
+from hpcbridge.staging.context import PATIENCE, Transfer, given_up, transfer_directives
 from hpcbridge.staging.progress import Phase
 
 FIRST_LOOK = 0.15
@@ -63,9 +63,7 @@ async def run(t: Transfer, job: JobSpec, key: str, answer_path: str) -> str | No
     try:
         return await _answer(t, answer_path, watching, changed)
     finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError, HpcBridgeError):
-            await watching
+        await given_up(watching)
 
 
 def show(t: Transfer, job_id: str, info: JobInfo | None) -> None:

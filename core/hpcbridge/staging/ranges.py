@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError, LocationParseError
 from hpcbridge.errors import ConfigurationError, TransferError, Unavailable
 from hpcbridge.http.redaction import install as install_redaction
 from hpcbridge.http.tls import ssl_context
+from hpcbridge.staging.context import ended
 from hpcbridge.staging.object_store import PATIENCE, Patience, check_answer, persist
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class RangeReader:
         except asyncio.CancelledError:
             # The file that it writes to must not be closed under it.
             self._stop()
-            await asyncio.wait({future})
+            await ended(future)
             raise
 
     def _stop(self) -> None:

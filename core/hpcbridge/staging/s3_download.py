@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, IntegrityError, TransferError, Unavailable
+from hpcbridge.errors import AmbiguousOutcome, IntegrityError, TransferError, Unavailable
 from hpcbridge.jobs.state import JobInfo
 from hpcbridge.staging import digests, server_jobs
-from hpcbridge.staging.context import PATIENCE, Transfer
+from hpcbridge.staging.context import PATIENCE, Transfer, given_up
 from hpcbridge.staging.fetching import Receiver, Write
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.object_store import ObjectMissing, ObjectStore
@@ -62,8 +61,7 @@ async def get(t: Transfer, remote: RemotePath, part: PartFile) -> str | None:
             await server_jobs.abandon(t, download.job)
         raise
     finally:
-        if summing is not None:
-            summing.cancel()
+        await given_up(summing)
     if download is not None:
         await server_jobs.remove_logs(t, download.job)
     raise t.error(f"{remote} arrived damaged {ATTEMPTS} times", kind=IntegrityError, path=str(remote))
@@ -99,9 +97,7 @@ async def _appear(t: Transfer, download: S3Download, size: int) -> None:
             else:
                 await asyncio.wait({watching}, timeout=pause)
     finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError, HpcBridgeError):
-            await watching
+        await given_up(watching)
 
 
 async def _is_there(t: Transfer, store: ObjectStore, download: S3Download, size: int) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hpcbridge.errors import AmbiguousOutcome, IntegrityError
 from hpcbridge.staging import digests, server_jobs
-from hpcbridge.staging.context import PATIENCE, Transfer, task_group
+from hpcbridge.staging.context import PATIENCE, Transfer, given_up, task_group
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.object_store import ObjectStore
@@ -43,8 +43,7 @@ async def put(t: Transfer, source: LocalFile, target: RemotePath, *, check: bool
         await server_jobs.wait(t, upload.job)
         digest = await hashing if hashing else None
     finally:
-        if hashing is not None:
-            hashing.cancel()
+        await given_up(hashing)
     agreed = await digests.check(t, target, source.size, digest) if check else None
     await server_jobs.remove_logs(t, upload.job)
     return agreed
