@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FIRST_PROBE = 0.05
 LONGEST_PROBE = 5.0
-PROBE_SHARE = 0.04
+PROBE_SHARE = 0.02
 """Seconds between two looks for the object: a share of the time waited so far, within these bounds."""
 VISIBLE_LAG = 30.0
 """Seconds for which the object may be missing after the job has ended well."""
