@@ -148,3 +148,23 @@ def test_a_success_in_between_keeps_it_closed() -> None:
         with breaker.admit() as admission:
             admission.failed() if failed else admission.succeeded()
     assert not breaker.is_open
+
+
+async def test_a_poll_that_is_cancelled_gives_its_moment_back() -> None:
+    rate = PollingRate(per_second=20)
+    waiting = [asyncio.create_task(rate.wait()) for _ in range(200)]
+    last = asyncio.create_task(rate.wait())  # its moment is 10 s away
+    await asyncio.sleep(0.3)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    begun = time.monotonic()
+    async with asyncio.timeout(20):
+        await rate.wait()
+        await last
+    assert time.monotonic() - begun < 5
+    moments = []
+    for _ in range(4):
+        await rate.wait()
+        moments.append(time.monotonic())
+    assert moments[-1] - moments[0] >= 0.14

@@ -54,3 +54,12 @@ def test_any_key_gives_a_name_that_scheduler_and_server_carry(key):
 def test_other_labels_are_refused_with_the_rule(label):
     with pytest.raises(InvalidName, match=r"\[A-Za-z\]\[A-Za-z0-9_.-\]\*"):
         job_name(label, **WHERE)
+
+
+def test_the_server_takes_system_names_in_any_case_and_a_key_is_one_job_in_all_of_them():
+    assert job_name("a", **WHERE) == job_name("a", **(WHERE | {"system": "Daint"}))
+
+
+def test_a_dot_on_the_way_is_the_same_directory():
+    for other in ("/scratch/./alice", "/./scratch/././alice/.", "/scratch/alice/./"):
+        assert job_name("a", **WHERE) == job_name("a", **(WHERE | {"workdir": other}))

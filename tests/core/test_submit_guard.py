@@ -6,6 +6,7 @@ The scripts made by `guard` are run here as the scheduler runs them: by their ow
 import os
 import shutil
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hpcbridge.jobs.spec import JobSpec
 from hpcbridge.jobs.state import LOST_RACE_EXIT
 
 NAME = "relax.hb1aaaabbbbccccdddd"
+_SPOOLING = threading.Lock()
 WANTED = ("sh", "bash", "dash", "ksh", "zsh", "bash -eux", "bash -l", "bash -v", "dash -eu", "sh -x")
 SHELLS = [shell for shell in WANTED if shutil.which(shell.split()[0])]
 
@@ -35,10 +37,14 @@ def places(tmp_path):
 def run(script, places, job="100", **environment):
     """Run a batch script as Slurm does: spooled elsewhere, started in the work directory."""
     spool = Path(places.workdir).parent / f"spooled-{job}-{len(environment)}"
-    spool.write_text(script)
-    spool.chmod(0o700)
     variables = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": job, **environment}
-    return subprocess.run([spool], cwd=places.workdir, env=variables, capture_output=True, timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with _SPOOLING:  # a child forked by another thread meanwhile would keep the file open, and it could not be run
+        spool.write_bytes(script.encode())
+        spool.chmod(0o700)
+        process = subprocess.Popen([spool], cwd=places.workdir, env=variables, **pipes)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess([spool], process.returncode, out, err)
 
 
 def write_environment(places, env):
@@ -233,3 +239,21 @@ def test_the_environment_is_never_in_the_call(places):
 )
 def test_arrays_are_seen_in_directives(lines, array):
     assert guard.array_in(lines) == array
+
+
+@pytest.mark.parametrize("odd", ["\x0c", "\x0b", "\x1c", "\x85", "\u2028", "\r"])
+def test_only_newlines_end_the_lines_of_a_script(places, odd):
+    """As for sbatch and the shell; a comment with another separator must not become a command."""
+    script = f"#!/bin/sh\n# one {odd}touch made\n#SBATCH --time=5\necho ran\n"
+    assert guard.directives_in(script) == ("--time=5",)
+    outcome = run(guard.guarded(script, places, [], env=False), places)
+    assert (outcome.returncode, outcome.stdout) == (0, b"ran\n")
+    assert not Path(places.workdir, "made").exists()
+
+
+def test_quotes_in_directives(places):
+    spec = JobSpec(script="#!/bin/sh\ntrue\n", workdir=places.workdir, directives=['--comment="a b"', "--no-requeue"])
+    assert not guard.may_come_again(spec.directives)
+    assert 'comment="a b"' in render(spec, places, spec.script).batch
+    with pytest.raises(InvalidSpec, match="--comment=Bob's"):
+        guard.array_in(["--comment=Bob's"])

@@ -200,7 +200,24 @@ def test_an_array_cancelled_in_the_queue_has_ended():
 
 
 def test_a_cut_list_of_indices_is_not_all():
-    assert not watching("144").on_answer("144", [row("144_[0-2,...]", "CANCELLED")], 1).ended
+    assert not watching("144").on_answer("144", [row("144_0", "COMPLETED"), row("144_[1-2,...]", "PENDING")], 1).ended
+
+
+def test_a_cut_list_of_cancelled_tasks_has_ended():
+    """sacct cuts the list for good: no later answer will show the rest, which has ended with what it shows."""
+    ledger = watching("144", expected=range(0, 200, 2))
+    change = ledger.on_answer("144", [row("144_[0,2,4,...]", "CANCELLED by 2001", exit_code=None)], 1)
+    assert (change.ended, change.info.state) == (True, JobState.CANCELLED)
+
+
+def test_an_absence_before_an_outage_confirms_nothing_after_it():
+    ledger = watching("7")
+    ledger.on_listing([row("7")], 1)
+    assert ledger.on_answer("7", [], 20) is None
+    ledger.interrupted()
+    assert ledger.on_answer("7", [], 7200) is None
+    assert ledger.on_answer("7", [], 7205) is None
+    assert ledger.on_answer("7", [], 7211).gone
 
 
 def test_the_gravest_task_speaks_for_the_array():

@@ -8,6 +8,7 @@ full round of successes while callers are waiting, half after a sign of overload
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import threading
 import time
@@ -136,6 +137,7 @@ class PollingRate:
     def __init__(self, per_second: float) -> None:
         self.interval = 1.0 / per_second
         self._next = 0.0
+        self._returned: list[float] = []
 
     @classmethod
     def shared(cls, pid: int, url: str, per_second: float) -> PollingRate:
@@ -145,18 +147,40 @@ class PollingRate:
             rate.interval = max(rate.interval, 1.0 / per_second)
             return rate
 
-    def reserve(self) -> float:
-        """Take the next free moment; returns the seconds until then."""
-        with self._lock:
-            now = time.monotonic()
-            moment = max(now, self._next)
-            self._next = moment + self.interval
-            return moment - now
-
     async def wait(self) -> None:
-        """Sleep until this caller's moment."""
-        if (delay := self.reserve()) > 0:
-            await asyncio.sleep(delay)
+        """Sleep until this caller's moment; who is cancelled gives it back, and those behind move up."""
+        moment = self._reserve()
+        try:
+            while (left := moment - time.monotonic()) > 0:
+                await asyncio.sleep(min(left, max(0.5, left / 4)))
+                moment = self._earlier(moment)
+        except asyncio.CancelledError:
+            with self._lock:
+                heapq.heappush(self._returned, moment)
+            raise
+
+    def _reserve(self) -> float:
+        """The next free moment (monotonic clock)."""
+        with self._lock:
+            self._drop_stale()
+            if self._returned:
+                return heapq.heappop(self._returned)
+            moment = max(time.monotonic(), self._next)
+            self._next = moment + self.interval
+            return moment
+
+    def _earlier(self, moment: float) -> float:
+        """A moment that was given back, where it is earlier than `moment`, which is then given back instead."""
+        with self._lock:
+            self._drop_stale()
+            if not self._returned or self._returned[0] >= moment:
+                return moment
+            return heapq.heappushpop(self._returned, moment)
+
+    def _drop_stale(self) -> None:
+        # A moment that has passed is not made up for: two would follow each other at once.
+        while self._returned and self._returned[0] < time.monotonic():
+            heapq.heappop(self._returned)
 
 
 def _renew_lock() -> None:

@@ -133,11 +133,11 @@ class Interpreter:
 
 
 def split_head(script: str) -> tuple[str, str]:
-    """The script's head (all that sbatch looks at.
+    """The script's head (all that sbatch looks at: up to the first line that is neither blank nor a comment), the rest.
 
-    Up to the first line that is neither blank nor a comment) and the rest.
+    Only newlines end a line, as for sbatch and the shell.
     """
-    lines = script.splitlines(keepends=True)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", script)
     for number, line in enumerate(lines):
         if line.strip() and not line.startswith("#"):
             return "".join(lines[:number]), "".join(lines[number:])
@@ -146,7 +146,7 @@ def split_head(script: str) -> tuple[str, str]:
 
 def directives_in(script: str) -> tuple[str, ...]:
     """The options in the script's `#SBATCH` lines, as sbatch finds them, one string per line."""
-    lines = split_head(script)[0].splitlines()
+    lines = split_head(script)[0].split("\n")
     return tuple(line.removeprefix("#SBATCH").strip() for line in lines if re.match(r"#SBATCH\s", line))
 
 
@@ -218,8 +218,9 @@ def _sbatch_lines(directives: Iterable[str]) -> str:
 
 def may_come_again(directives: Iterable[str]) -> bool:
     """Whether the scheduler may start the job's script more than once: arrays, and all that is not `--no-requeue`."""
-    words = [word for line in directives for word in line.split()]
-    return "--no-requeue" not in words or array_in(words) is not None
+    lines = list(directives)
+    words = [word for line in lines for word in line.split()]
+    return "--no-requeue" not in words or array_in(lines) is not None
 
 
 def array_in(directives: Iterable[str]) -> str | None:
@@ -232,10 +233,16 @@ def array_in(directives: Iterable[str]) -> str | None:
 
 
 def options_in(directives: Iterable[str]) -> list[tuple[str, str | None]]:
-    """Option and argument of each directive: `-p debug`, `-pdebug`, `--partition debug`, `--partition=debug`."""
+    """Option and argument of each directive: `-p debug`, `-pdebug`, `--partition debug`, `--partition=debug`.
+
+    Raises InvalidSpec for a quote without its match, as sbatch does.
+    """
     found: list[tuple[str, str | None]] = []
     for line in directives:
-        words = shlex.split(line, comments=True)
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            raise InvalidSpec(f"A quote without its match in the directive {line}") from None
         while words:
             word = words.pop(0)
             if word.startswith("--"):

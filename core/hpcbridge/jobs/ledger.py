@@ -174,6 +174,11 @@ class Ledger:
         """Every watched id, the one with the oldest answer first: for when listings do not work."""
         return [job.job_id for job in sorted(self.jobs.values(), key=lambda job: max(job.seen or job.since, job.asked))]
 
+    def interrupted(self) -> None:
+        """The server was out of reach: what was absent before has to be found absent anew."""
+        for job in self.jobs.values():
+            job.absent_since, job.absences = None, 0
+
     def asked(self, job_id: str, now: float) -> None:
         """A by-id read failed: others are asked for first."""
         if job := self.jobs.get(job_id):
@@ -257,8 +262,9 @@ class Ledger:
                     job.tasks[int(index)] = JobInfo.from_row(row, name=job.name, submitted=job.submitted)
                 continue
             expression = index.strip("[]")
-            cut = cut or "..." in expression
             waiting = JobInfo.from_row(row, name=job.name, submitted=job.submitted)
+            # Tasks that were cancelled in the queue stay cut for good; those not named have ended with the named ones.
+            cut = cut or ("..." in expression and not waiting.is_terminal)
             for number in expand_indices(expression):
                 task = job.tasks.get(number)
                 if task is None or task.state.is_queued:

@@ -38,8 +38,12 @@ def check_label(label: str) -> str:
 
 
 def digest(site: str, system: str, user: str, workdir: str, key: str) -> str:
-    """16 lower-case base32 characters of SHA-256 over the five, as unambiguous JSON."""
-    text = json.dumps([site, system, user, normal_directory(workdir), key], ensure_ascii=True, separators=(",", ":"))
+    """16 lower-case base32 characters of SHA-256 over the five, as unambiguous JSON.
+
+    The server takes the names of systems in any case: `Daint` is `daint`.
+    """
+    parts = [site, system.lower(), user, normal_directory(workdir), key]
+    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
     return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode().lower()
 
 
@@ -60,5 +64,6 @@ def is_ours(name: str) -> bool:
 
 
 def normal_directory(path: str) -> str:
-    """A path without trailing or doubled slashes, for comparison; symbolic links are not looked at."""
-    return re.sub(r"/+", "/", path).rstrip("/") or "/"
+    """A path without `.` and trailing or doubled slashes, for comparison; symbolic links are not looked at."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return "/" + "/".join(parts)
