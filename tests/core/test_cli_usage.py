@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
         ("submit run.sh --nodes 0", "--nodes"),
         ("submit run.sh --env UNSET_VARIABLE", "UNSET_VARIABLE=VALUE"),
         ("submit run.sh --queue-timeout 5", "with --wait only"),
+        ("submit run.sh --key=", "a key must not be empty"),
         ("put run.sh", "Missing argument 'REMOTE'"),
         ("put run.sh somewhere", "write /absolute/path or system:/absolute/path"),
         ("put run.sh daint:somewhere", "did you mean daint:/somewhere?"),

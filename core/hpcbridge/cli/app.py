@@ -5,6 +5,7 @@ Nothing heavy is imported here: `hpcbridge --help` must be quick. Commands impor
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from typing import Annotated, Any
@@ -77,6 +78,9 @@ def _report(error: Exception) -> ExitCode:
     if isinstance(error, OSError) and error.filename is not None:
         _say(f"Error: {error.filename}: {error.strerror}.")
         return ExitCode.FAILURE
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _say("Error: the output cannot be written: no space left on its device.")
+        return ExitCode.TRANSFER
     _say(
         f"Error: unexpected {type(error).__name__}: {error}",
         "This is a defect of hpcbridge. `hpcbridge --debug …` shows where; please report it.",

@@ -121,6 +121,8 @@ def submit(
     state = state_of(ctx, site, system)
     if queue_timeout is not None and not wait:
         raise usage_error("it works together with --wait only", "--queue-timeout")
+    if key is not None and not key.strip():  # an unset shell variable must not mean "without a key"
+        raise usage_error("a key must not be empty; leave --key out to submit a new job each time", "--key")
     options: dict[str, Any] = {
         "name": name or _label(key, script),
         "workdir": workdir,

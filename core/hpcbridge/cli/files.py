@@ -233,11 +233,17 @@ def _entry(entry: FileEntry) -> dict[str, object]:
     }
 
 
-def home(ctx: typer.Context, site: SiteOption = None, system: SystemOption = None) -> None:
+def home(ctx: typer.Context, json: JsonOption = False, site: SiteOption = None, system: SystemOption = None) -> None:
     """Print the path of your own directory on the cluster."""
-    print(run(_home(state_of(ctx, site, system))))  # noqa: T201
+    name, path = run(_home(state_of(ctx, site, system)))
+    if json:
+        output.print_json({"system": name, "path": path})
+    else:
+        print(path)  # noqa: T201
 
 
-async def _home(state: State) -> str:
+async def _home(state: State) -> tuple[str, str]:
+    """The system's name and the path."""
     async with connect(state) as hpc:
-        return await choose_system(hpc, state).home()
+        system = choose_system(hpc, state)
+        return (await system.info()).name, await system.home()

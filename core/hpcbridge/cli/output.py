@@ -5,11 +5,14 @@ Data goes to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +29,16 @@ _COLOURS = {"COMPLETED": "green", "RUNNING": "cyan", "PENDING": "yellow", "COMPL
 def printable(text: str, keep: str = "") -> str:
     """`text` with control characters shown as escapes, so that no remote name or message can drive the terminal."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def prepare_streams() -> None:
+    """Make the standard streams take any text: none is closed, and what their encoding lacks becomes an escape."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller: `>&-`
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (it stays open)
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def stdout_is_terminal() -> bool:
@@ -53,7 +66,8 @@ def note(message: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
     indent = 2 if stdout_is_terminal() else None
-    print(json.dumps(value, indent=indent, ensure_ascii=False, default=_plain), flush=True)  # noqa: T201
+    escaped = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    print(json.dumps(value, indent=indent, ensure_ascii=escaped, default=_plain), flush=True)  # noqa: T201
 
 
 def _plain(value: Any) -> str:
