@@ -15,7 +15,7 @@ import pytest
 
 import hpcbridge
 from hpcbridge.errors import IntegrityError, InvalidPath, TransferError
-from hpcbridge.staging import Progress, get_file, put_file
+from hpcbridge.staging import Progress, get_file, keyed_jobs, put_file
 from support.sandbox import SandboxProcess
 from support.staging import clear_leftovers, connected, leftovers, random_file, sha256
 
@@ -33,6 +33,7 @@ async def system(
     sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(keyed_jobs, "ANSWER_LAG", 2.0)
     clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system

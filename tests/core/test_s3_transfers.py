@@ -49,6 +49,7 @@ async def system(
     sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(server_jobs, "LOG_LAG", 1.0)
     clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
