@@ -12,6 +12,8 @@ import pytest
 from support.sandbox import SandboxProcess, start_sandbox
 
 QUICK = ("--ingress-look", "2", "--accounting-lag", "1")
+# mallory's listings may be broken by a test for good: no other test asks for them.
+USERS = ("--user", "alice", "--user", "bob", "--user", "mallory")
 
 
 LOG_TAIL = 8000
@@ -30,7 +32,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture(scope="session")
 def local_queue() -> Iterator[SandboxProcess]:
     """A sandbox with the local queue; use `sandbox`, which also takes faults back after each test."""
-    with start_sandbox(*QUICK) as started:
+    with start_sandbox(*QUICK, *USERS) as started:
         yield started
 
 
@@ -48,7 +50,7 @@ def slurm_installed() -> None:
 @pytest.fixture(scope="session")
 def real_slurm(slurm_installed: None) -> Iterator[SandboxProcess]:
     """A sandbox with a real Slurm; skipped by name where it is not installed, an error in CI."""
-    with start_sandbox(*QUICK, "--scheduler", "slurm", timeout=180) as started:
+    with start_sandbox(*QUICK, *USERS, "--scheduler", "slurm", timeout=180) as started:
         yield started
 
 

@@ -367,15 +367,15 @@ def test_a_login_node_that_refuses(api):
 
 
 def test_a_bar_in_a_name_makes_every_later_listing_500(any_sandbox):
-    bob = Api(any_sandbox, "bob")
-    job_id = bob.submit("true", name="a|b")
+    mallory = Api(any_sandbox, "mallory")
+    job_id = mallory.submit("true", name="a|b")
     end = time.monotonic() + 15
-    while bob.http.get(bob.path).status_code == 200 and time.monotonic() < end:
+    while mallory.http.get(mallory.path).status_code == 200 and time.monotonic() < end:
         time.sleep(0.2)
-    for path in (bob.path, f"{bob.path}/{job_id}"):
-        body = error(bob.http.get(path), 500)
+    for path in (mallory.path, f"{mallory.path}/{job_id}"):
+        body = error(mallory.http.get(path), 500)
         assert (body["message"], body["causedBy"]) == ("Error executing Slurm command.", None)
-    assert Api(any_sandbox).http.get(bob.path).status_code == 200
+    assert Api(any_sandbox).http.get(mallory.path).status_code == 200
 
 
 def test_rows_are_utf8(api):

@@ -82,7 +82,8 @@ class World:
     def client(self, user: str = USER) -> httpx.Client:
         """Client of the main sandbox that follows no redirects."""
         if user not in self._clients:
-            self._clients[user] = self.sandbox.client(user)
+            # The server closes the connection after an unhandled error: each request has one of its own.
+            self._clients[user] = self.sandbox.client(user, limits=httpx.Limits(max_keepalive_connections=0))
         return self._clients[user]
 
     def jobs(self, method: str, rest: str = "", user: str = USER, **options: Any) -> httpx.Response:
@@ -178,7 +179,10 @@ class World:
     @cached_property
     def mixed_array_later(self) -> str:
         """144: the first tasks have ended."""
-        return self.wait_state(self.mixed_array, "COMPLETED")
+        return self.wait(
+            self.mixed_array,
+            lambda row: row["jobId"].endswith("_0") and row["status"]["state"] == "COMPLETED",
+        )
 
     @cached_property
     def held(self) -> str:
