@@ -41,12 +41,14 @@ $(HOSTS:%=env-%): env-%: $(ENVS)/%/.ready ## make one host's environment
 demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a checked result
 	$(AIRFLOW)/python examples/demo.py
 
+# Three workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
+SIDE_BY_SIDE := -n 3 --dist loadfile
 .PHONY: test $(PARTS:%=test-%)
 test: $(PARTS:%=test-%) ## the quick truth about everything (short time constants)
 test-core: env-core ## core alone
-	$(CORE)/pytest tests/core $(PYTEST_ARGS)
+	$(CORE)/pytest $(SIDE_BY_SIDE) tests/core $(PYTEST_ARGS)
 test-sandbox: env-core ## the sandbox alone
-	$(CORE)/pytest tests/sandbox $(PYTEST_ARGS)
+	$(CORE)/pytest $(SIDE_BY_SIDE) tests/sandbox $(PYTEST_ARGS)
 test-airflow: env-airflow ## the Airflow provider alone
 	$(AIRFLOW)/pytest tests/airflow $(PYTEST_ARGS)
 
