@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
+from support.programs import give_up, require
 from support.sandbox import SandboxProcess, start_sandbox
 
 QUICK = ("--ingress-look", "2", "--accounting-lag", "1")
@@ -17,6 +17,12 @@ USERS = ("--user", "alice", "--user", "bob", "--user", "mallory")
 
 
 LOG_TAIL = 8000
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Programs that a test is marked to need (`needs("curl")`)."""
+    for mark in item.iter_markers("needs"):
+        require(*mark.args)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,12 +45,9 @@ def local_queue() -> Iterator[SandboxProcess]:
 @pytest.fixture(scope="session")
 def slurm_installed() -> None:
     """Skip, by name, where a real Slurm is not installed; an error in CI."""
-    missing = [name for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd") if not _installed(name)]
-    if missing or os.geteuid() != 0:
-        reason = f"real Slurm needs {', '.join(missing)}" if missing else "real Slurm needs root"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", purpose="real Slurm")
+    if os.geteuid() != 0:
+        give_up("real Slurm needs root")
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +55,6 @@ def real_slurm(slurm_installed: None) -> Iterator[SandboxProcess]:
     """A sandbox with a real Slurm; skipped by name where it is not installed, an error in CI."""
     with start_sandbox(*QUICK, *USERS, "--scheduler", "slurm", timeout=180) as started:
         yield started
-
-
-def _installed(program: str) -> bool:
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
 @pytest.fixture

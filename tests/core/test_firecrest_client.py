@@ -70,6 +70,7 @@ async def test_status(client: FirecrestClient, sandbox: SandboxProcess) -> None:
     assert await client.liveness()
 
 
+@pytest.mark.needs("file")
 async def test_what_goes_through_pyfirecrest(client: FirecrestClient, sandbox: SandboxProcess, place: str) -> None:
     system = sandbox.system
     assert (await client.userinfo(system)).name == "alice"
@@ -329,6 +330,7 @@ async def test_a_token_that_expires_in_the_middle(client: FirecrestClient, sandb
     assert client.session.counters.refreshes == 1
 
 
+@pytest.mark.needs("curl")
 async def test_a_transfer_answers_with_urls_that_work_and_do_not_show(
     client: FirecrestClient, sandbox: SandboxProcess, place: str
 ) -> None:

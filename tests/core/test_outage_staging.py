@@ -23,6 +23,7 @@ UPLOADS = [(kind, phase) for phase in ("uploading", "queued") for kind in KINDS]
 UPLOADS = UPLOADS if PROVE else [*UPLOADS[:3], ("refused", "queued")]
 DOWNLOADS = [(kind, route) for route in ("s3", "chunked") for kind in KINDS]
 DOWNLOADS = DOWNLOADS if PROVE else [("refused", "s3"), ("hang", "s3"), ("503", "chunked")]
+NEEDS = {"s3": [pytest.mark.needs("curl")], "chunked": []}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ async def test_an_upload_outlasts_an_outage(
     assert len(await system.jobs()) - jobs_before == 1
 
 
-@pytest.mark.parametrize(("kind", "route"), DOWNLOADS)
+@pytest.mark.parametrize(("kind", "route"), [pytest.param(*one, marks=NEEDS[one[1]]) for one in DOWNLOADS])
 async def test_a_download_outlasts_an_outage(
     system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path, big: Path, kind: str, route: str
 ) -> None:
@@ -79,6 +80,7 @@ async def test_a_download_outlasts_an_outage(
     assert leftovers(sandbox) == []
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("kind", KINDS if PROVE else ["refused"])
 async def test_an_s3_upload_outlasts_an_outage(
     system: hpcbridge.System, sandbox: SandboxProcess, big: Path, kind: str

@@ -22,6 +22,8 @@ from hpcbridge.staging.s3_upload import is_md5
 from support.sandbox import SandboxProcess, start_sandbox
 from support.staging import clear_leftovers, connected, leftovers, random_file, sha256
 
+pytestmark = pytest.mark.needs("curl")  # of the cluster's jobs
+
 SIZE = 70 * (1 << 20) + 7
 """Two parts of the sandbox's 64 MiB."""
 

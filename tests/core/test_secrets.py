@@ -203,6 +203,7 @@ def test_a_live_secret_is_found_whatever_its_form(everything: io.StringIO) -> No
     assert redact("plain looking words") == "plain looking words"
 
 
+@pytest.mark.needs("curl")
 async def test_a_whole_session_with_the_sandbox_leaves_no_secret_behind(
     sandbox: SandboxProcess, everything: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:

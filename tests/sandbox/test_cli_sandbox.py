@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from support.sandbox import SandboxProcess, start_sandbox
@@ -37,7 +38,7 @@ def test_secrets_are_not_shown(sandbox: SandboxProcess) -> None:
     with sandbox.client() as client:
         client.get("/status/systems")
     log = sandbox.log.read_text()
-    arguments = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    arguments = "\n".join(" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
     for secret in (*sandbox.users.values(), sandbox.control.rsplit("/", 1)[1], sandbox.token()):
         assert secret not in log
         assert secret not in arguments

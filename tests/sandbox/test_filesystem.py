@@ -219,6 +219,7 @@ def test_view_cuts_characters_not_bytes(ops: Ops) -> None:
     assert ops.get("view", f"{ops.base}/utf", offset=2, size=4).json() == {"output": "1234"}  # not é12
 
 
+@pytest.mark.needs("file")
 def test_checksum_and_file(ops: Ops) -> None:
     path = f"{ops.base}/s.txt"
     digest = hashlib.sha256(b"hello world\n" * 100).hexdigest()
@@ -325,6 +326,7 @@ def test_rm(ops: Ops) -> None:
     said(ops.rm(f"{ops.base}/bin"), 404, f"{REMOTE}1 and error message:{text}")
 
 
+@pytest.mark.needs("xz", "bzip2")
 def test_compress_and_extract(ops: Ops) -> None:
     for kind in ("gzip", "bzip2", "xz", "none"):
         archive = f"{ops.base}/s.{kind}"

@@ -12,17 +12,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.programs import require
 from support.sandbox import SandboxProcess, alive, children_of, start_sandbox
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def as_unprivileged(isolation: str) -> str:
-    if isolation == "bwrap" and not shutil.which("bwrap"):
-        reason = "bubblewrap is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    if isolation == "bwrap":
+        require("bwrap")
     return isolation
 
 

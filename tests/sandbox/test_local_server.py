@@ -197,7 +197,7 @@ def test_a_restarted_sandbox_still_knows_its_jobs(how):
             assert int(submit(http, sandbox).json()["jobId"]) > int(held)
 
 
-@pytest.mark.parametrize("isolation", ["bwrap", "namespace"])
+@pytest.mark.parametrize("isolation", [pytest.param("bwrap", marks=pytest.mark.needs("bwrap")), "namespace"])
 def test_an_unprivileged_queue_tells_signals_from_codes_and_keeps_scripts_apart(isolation):
     flags = ("--accounting-lag", "0", "--isolation", isolation)
     with start_sandbox(*flags, as_root=False) as sandbox, sandbox.client() as http, sandbox.client("bob") as bob:

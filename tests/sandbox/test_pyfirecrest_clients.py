@@ -94,6 +94,7 @@ async def test_status(call: Caller) -> None:
     assert who["group"]["name"] == "users"
 
 
+@pytest.mark.needs("file")
 async def test_files(call: Caller, tmp_path: Path) -> None:
     local, digest = file_of(tmp_path, 10_000)
     path = f"{call.base}/a.bin"
@@ -131,6 +132,7 @@ async def test_moves_copies_and_archives(call: Caller, tmp_path: Path) -> None:
         await call.on("cp", f"{call.base}/none", f"{call.base}/d")
 
 
+@pytest.mark.needs("curl")
 async def test_large_files_go_through_the_staging_area(call: Caller, tmp_path: Path) -> None:
     local, digest = file_of(tmp_path, LARGE)
     begin = time.monotonic()
@@ -247,6 +249,7 @@ def test_cli_status_and_files(cli: Cli, tmp_path: Path) -> None:
     assert "moved" in cli.run("ls", cli.base)
 
 
+@pytest.mark.needs("curl")
 def test_cli_large_files(cli: Cli, tmp_path: Path) -> None:
     local, digest = file_of(tmp_path, LARGE)
     cli.run("upload", str(local), cli.base, "large.bin")

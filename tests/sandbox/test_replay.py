@@ -14,6 +14,7 @@ import httpx
 import pytest
 from joserfc import jwk, jwt
 
+from support.programs import require
 from support.recorded import ANSWERS, OTHER, USER, at, differences, header_differences, message_of
 from support.replay import COMMAND_TIMEOUT, MIB, SYSTEMS, World
 from support.sandbox import start_sandbox
@@ -372,6 +373,10 @@ def ask_of_transfer(name: str, world: World, base: str) -> httpx.Response:
     return world.view(left["logs"]["outputLog" if part == "outlog" else "errorLog"])
 
 
+NEEDS = {"ops_file_200": ("file",), "ops_file_nope": ("file",), "ops_compress_408_timeout": ("xz",)}
+"""Programs that an answer comes from."""
+
+
 @pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     if request.param == "slurm":
@@ -391,6 +396,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 def test_the_answer_is_the_recorded_one(world: World, name: str) -> None:
     if world.scheduler == "slurm" and name in NOT_ON_SLURM:
         return
+    require(*NEEDS.get(name, ()))
     recorded = ANSWERS[name]
     base = world.new_base(frozenset(ABSENT.get(name, ())))
     try:

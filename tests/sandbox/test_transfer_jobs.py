@@ -119,6 +119,7 @@ def test_cp_mv_rm_do_their_work_and_say_successfully(any_transfers: Transfers) -
     assert transfers.read(f"{transfers.base}/c.txt") is None
 
 
+@pytest.mark.needs("xz")
 def test_compress_and_extract_keep_a_directory(transfers: Transfers) -> None:
     transfers.write("a.txt", b"hello")
     archive = f"/home/alice/{time.time_ns()}.tar.xz"
@@ -201,6 +202,7 @@ def upload(transfers: Transfers, name: str, content: bytes) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.needs("curl")
 def test_an_s3_upload_arrives_whole_and_an_s3_download_comes_back(any_transfers: Transfers) -> None:
     transfers = any_transfers
     content = os.urandom(1_000_000) * (SIZE // 1_000_000)
@@ -226,6 +228,7 @@ def test_an_s3_upload_arrives_whole_and_an_s3_download_comes_back(any_transfers:
     print(f"{SIZE / 1e6:.0f} MB down in {time.monotonic() - begin:.1f} s")
 
 
+@pytest.mark.needs("curl")
 def test_the_ingress_job_looks_once_and_then_only_every_few_seconds(transfers: Transfers) -> None:
     """Two seconds here, sixty on the real server."""
     answer = transfers.ask("upload", path=f"{transfers.base}/late", transferDirectives={**S3, "fileSize": 0})
@@ -243,6 +246,7 @@ def test_the_ingress_job_looks_once_and_then_only_every_few_seconds(transfers: T
     transfers.http.delete(f"/compute/{transfers.sandbox.system}/jobs/{job['jobId']}")
 
 
+@pytest.mark.needs("curl")
 def test_an_upload_onto_a_directory_fails_in_the_job(any_transfers: Transfers) -> None:
     transfers = any_transfers
     (directory,) = [f"{transfers.base}/d"]
@@ -260,6 +264,7 @@ def test_an_empty_file_a_directory_and_a_name_with_a_space_cannot_be_downloaded(
         assert (ended.state, ended.exit_code) == ("FAILED", code), path
 
 
+@pytest.mark.needs("curl")
 def test_part_faults_reach_the_clusters_jobs_too(transfers: Transfers) -> None:
     """A corrupted egress part is stored as it is; a failing one is tried a second time, then given up."""
     source = transfers.write("a.bin", b"hello")
