@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, conf
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout, TaskDeferred
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from hpcbridge import JobInfo, JobSpec, errors
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from hpcbridge import Hpc
     from hpcbridge_airflow.submitting import Launched
+    from hpcbridge_airflow.watching import Outcome
 
 KILL_PATIENCE = 4.0
 """Seconds that on_kill may take: Airflow sends SIGKILL five seconds after SIGTERM."""
+PATIENCE = 60.0
+"""Seconds that a cancel may take where nobody waits with a SIGKILL."""
 
 
 @dataclass
@@ -148,6 +151,8 @@ class FirecRESTSubmitOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit once, then defer (or wait here)."""
         hpc = FirecRESTHook(self.firecrest_conn_id).open()
+        deadline = deadline_of(self, context)
+        outcome: Outcome | None = None
         with start_blocking_portal("asyncio", name="firecrest") as portal:
             launching = portal.start_task_soon(
                 submitting.launch, hpc, self.system, self.spec(), self.workdir, context, self.log
@@ -157,19 +162,47 @@ class FirecRESTSubmitOperator(BaseOperator):
                 launched = launching.result()
                 self._publish(context, launched)
                 if not self.deferrable:
-                    return self._wait_here(portal, hpc, launched, deadline_of(self, context))
+                    outcome = self._wait_here(context, launched, deadline)
+                elif self._taken_away(context):
+                    self._stop(PATIENCE)
+                    raise AirflowException(f"The task was taken away while it submitted job {launched.job_id}")
+            except AirflowTaskTimeout:
+                # Airflow's own clock. It calls on_kill only after this frame, when nothing can be sent any more.
+                self._stop(PATIENCE)
+                raise
             finally:
                 self._work = None
-        trigger = self._trigger(launched, deadline_of(self, context))
+        if outcome is not None:
+            return self._conclude(outcome, launched)
+        trigger = self._trigger(launched, deadline)
         raise TaskDeferred(trigger=trigger, method_name="execute_complete", kwargs={"launched": launched.to_json()})
 
-    def _wait_here(
-        self, portal: BlockingPortal, hpc: Hpc, launched: Launched, deadline: datetime | None
-    ) -> dict[str, Any]:
-        outcome = portal.call(submitting.attend_here, hpc, launched, self.log_output, deadline, self.log)
+    def _wait_here(self, context: Context, launched: Launched, deadline: datetime | None) -> Outcome:
+        assert self._work is not None
+        try:
+            return self._work.portal.call(
+                submitting.attend_here, self._work.hpc, launched, self.log_output, deadline, self.log
+            )
+        except errors.HpcBridgeError:
+            self._give_up(context, launched.to_json())
+            raise
+
+    def _conclude(self, outcome: Outcome, launched: Launched) -> dict[str, Any]:
         if outcome.deadline_passed:
             raise _too_late(outcome.info)
         return self._result(outcome.info, outcome.tail, launched.to_json())
+
+    def _taken_away(self, context: Context) -> bool:
+        """Whether the task was marked while it submitted: its deferral would be refused and its job forgotten.
+
+        A worker hears of that only with its next heartbeat, which may come after it has ended.
+        """
+        try:
+            state = taskdata.state_of(taskdata.TaskKey.of(context["ti"]))
+        except Exception:
+            self.log.exception("Whether the task is still wanted could not be found out; it goes on")
+            return False
+        return state != "running"
 
     def execute_complete(self, context: Context, event: dict[str, Any], launched: dict[str, Any]) -> dict[str, Any]:
         """What the trigger saw becomes the task's result, or its failure."""
@@ -203,14 +236,17 @@ class FirecRESTSubmitOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """The worker is told to stop (not while deferred): cancel the job, also one whose POST is still under way."""
-        if self._work is None:
+        self._stop(KILL_PATIENCE)
+
+    def _stop(self, patience: float) -> None:
+        work = self._work
+        if work is None:
             return
         try:
-            work = self._work
             cancelling = work.portal.start_task_soon(submitting.stop, work.hpc, work.launching, self.log)
-            cancelling.result(KILL_PATIENCE)
+            cancelling.result(patience)
         except FutureTimeout:
-            self.log.error("The job was not seen to end within %s s", KILL_PATIENCE)
+            self.log.error("The job was not seen to end within %s s", patience)
         except Exception:
             self.log.exception("The job could not be cancelled and may still run")
 
@@ -261,6 +297,4 @@ def deadline_of(operator: BaseOperator, context: Context) -> datetime | None:
 
 
 def _too_late(info: JobInfo) -> BaseException:
-    from airflow.sdk.exceptions import AirflowTaskTimeout
-
     return AirflowTaskTimeout(f"The deadline (execution_timeout) passed; {info.describe()}")

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import Logger
 
-    from hpcbridge import Hpc, Job, JobSpec, System
+    from hpcbridge import Hpc, Job, JobInfo, JobSpec, System
 
-APPEARANCE = timedelta(seconds=45)
-"""After its POST a job is listed within the server's SSH time-outs (15 s) and 30 s of accounting lag."""
+APPEARANCE = timedelta(seconds=watching.ABSENT_AFTER)
+"""After its POST a job is listed, and known by its id, within this time."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,25 @@ async def resolve_path(system: System, path: str | None) -> str:
 async def _ended_badly(system: System, attempt: Attempt, log: Logger) -> bool:
     """Whether a retry needs a new job. A job that still runs, or has ended well, is the one to attach to."""
     assert attempt.job_id is not None
-    try:
-        info = await system.job(attempt.job_id).info()
-    except JobNotFound:
+    info = await _look(system, attempt, attempt.job_id)
+    if info is None:
         log.warning("Job %s of the attempt before is not known any more", attempt.job_id)
         return True
     log.info("Job %s of the attempt before is %s", attempt.job_id, info.raw_state or info.state)
     return info.is_terminal and not info.ok
+
+
+async def _look(system: System, attempt: Attempt, job_id: str) -> JobInfo | None:
+    """The job as it is now; None when it is certainly not known, which accounting shows late."""
+    settled = datetime.fromisoformat(attempt.since) + APPEARANCE
+    while True:
+        asked = datetime.now(UTC)
+        try:
+            return await system.job(job_id).info()
+        except JobNotFound:
+            if asked > settled:
+                return None
+        await asyncio.sleep(2)
 
 
 async def _end_earlier(hpc: Hpc, attempt: Attempt, log: Logger) -> None:
@@ -133,11 +145,8 @@ async def _end_earlier(hpc: Hpc, attempt: Attempt, log: Logger) -> None:
     system = hpc.system(attempt.system)
     ids = [attempt.job_id] if attempt.job_id else await _find_by_name(system, attempt)
     for job_id in ids:
-        try:
-            info = await system.job(job_id).info()
-        except JobNotFound:
-            continue
-        if not info.is_terminal:
+        info = await _look(system, attempt, job_id)
+        if info is not None and not info.is_terminal:
             log.warning("Cancelling job %s of the attempt before: another job is wanted now", job_id)
             await watching.cancel(system, job_id, log)
 

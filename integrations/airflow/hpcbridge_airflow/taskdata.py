@@ -33,20 +33,21 @@ class TaskKey:
         return cls(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
 
 
-async def task_state(key: TaskKey) -> str | None:
+def state_of(key: TaskKey) -> str | None:
     """The task instance's state now, None when it has none (just cleared) or is gone."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-    states = await asyncio.to_thread(
-        RuntimeTaskInstance.get_task_states,
-        dag_id=key.dag_id,
-        task_ids=[key.task_id],
-        run_ids=[key.run_id],
-        map_index=key.map_index,
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=key.dag_id, task_ids=[key.task_id], run_ids=[key.run_id], map_index=key.map_index
     )
     of_run = states.get(key.run_id, {})
     state = of_run.get(key.task_id if key.map_index < 0 else f"{key.task_id}_{key.map_index}")
     return None if state is None else str(state)
+
+
+async def task_state(key: TaskKey) -> str | None:
+    """`state_of`, in a trigger."""
+    return await asyncio.to_thread(state_of, key)
 
 
 async def read_job(key: TaskKey) -> dict[str, Any] | None:

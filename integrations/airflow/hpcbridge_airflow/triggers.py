@@ -16,8 +16,7 @@ from hpcbridge_airflow.moving import Move, move_file
 from hpcbridge_airflow.watching import LogPump, attend, cancel
 
 if TYPE_CHECKING:
-    from hpcbridge_airflow.moving import Move, move_file
-from hpcbridge_airflow.watching import Outcome
+    from hpcbridge_airflow.watching import Outcome
 
 VERSION = 1
 
@@ -184,17 +183,19 @@ class FirecRESTTransferTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire once, at the end of the transfer."""
         payload: dict[str, Any]
+        limit = asyncio.timeout(_seconds_until(self.deadline))
         try:
-            async with asyncio.timeout(_seconds_until(self.deadline)):
+            async with limit:
                 hpc = await FirecRESTHook(self.firecrest_conn_id).aget_conn()
                 payload = {"outcome": "done", "remote": await move_file(hpc, Move.from_json(self.move), self.log)}
-        except TimeoutError:
-            payload = {"outcome": "deadline"}
         except HpcBridgeError as error:
             payload = {"outcome": "error", "error": type(error).__name__, "message": str(error)}
         except Exception as error:
-            self.log.exception("The transfer failed")
-            payload = {"outcome": "error", "error": None, "message": f"{type(error).__name__}: {error}"}
+            if limit.expired():
+                payload = {"outcome": "deadline"}
+            else:
+                self.log.exception("The transfer failed")
+                payload = {"outcome": "error", "error": None, "message": f"{type(error).__name__}: {error}"}
         yield TriggerEvent({"version": VERSION, **payload})  # type: ignore[no-untyped-call]
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextvars
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
-from hpcbridge.errors import HpcBridgeError, NotFound
+from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, JobVanished, NotFound, ServerError, Unavailable
 from hpcbridge.jobs.logs import follow, post_mortem
 
 if TYPE_CHECKING:
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 
 LINE_MAX = 64 * 1024
 """Bytes after which a line is cut: a progress bar that never breaks its line must not fill the memory."""
+
+
+ABSENT_AFTER = 45.0
+"""Seconds after its POST within which a job is known to everybody: the server's SSH time-outs (15 s) and 30 s of
+accounting lag."""
+
+CANCEL_PATIENCE = 3600.0
+"""Seconds of outage that a cancel outlasts: longer than that no triggerer should be counted upon."""
 
 
 class Positions(Protocol):
@@ -169,7 +179,13 @@ async def _drain(copying: asyncio.Task[None], log: Logger, patience: float = 120
 
 
 def _announcer(log: Logger, job_id: str) -> Callable[[JobInfo], None]:
+    """Says each new state.
+
+    The watcher calls it from a task of its own, which all jobs share; in a triggerer the context decides which task's
+    log a line goes to. So it is said in the context of whoever asks for the announcer.
+    """
     seen: set[tuple[str, str | None]] = set()
+    context = contextvars.copy_context()
 
     def announce(info: JobInfo) -> None:
         key = (str(info.state), info.nodes)
@@ -177,18 +193,33 @@ def _announcer(log: Logger, job_id: str) -> Callable[[JobInfo], None]:
             seen.add(key)
             where = f" on {info.nodes}" if info.nodes else ""
             why = f" ({info.reason})" if info.reason and info.reason != "None" and not info.is_terminal else ""
-            log.info("Job %s is %s%s%s", job_id, info.raw_state or info.state, where, why)
+            context.run(log.info, "Job %s is %s%s%s", job_id, info.raw_state or info.state, where, why)
 
     return announce
 
 
 async def cancel(system: System, job_id: str, log: Logger, *, private: str | None = None) -> None:
-    """Cancel a job and see it end; a job that has ended already, or that nobody knows, is no error."""
-    try:
-        info = await system.job(job_id).cancel(verify=True)
-    except NotFound:
-        log.info("Job %s is not known to the scheduler any more: nothing to cancel", job_id)
-        return
+    """Cancel a job and see it end, also when an outage is on: asking again does no harm.
+
+    A job that has ended already, or that nobody knows past the accounting lag, is no error. Raises HpcBridgeError for
+    a refusal, and for an outage that outlasts CANCEL_PATIENCE.
+    """
+    began, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            info = await system.job(job_id).cancel(verify=True)
+            break
+        except (NotFound, JobVanished):
+            # The id is the scheduler's own: until accounting has caught up, not knowing it proves nothing.
+            if time.monotonic() - began > ABSENT_AFTER:
+                log.info("Job %s is not known to the scheduler any more: nothing to cancel", job_id)
+                return
+        except (Unavailable, AmbiguousOutcome, ServerError) as error:
+            if time.monotonic() - began > CANCEL_PATIENCE:
+                raise
+            log.warning("Job %s is not cancelled yet, asking again: %s", job_id, error)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 30.0)
     log.info("Job %s is %s", job_id, info.raw_state or info.state)
     await _remove(system, private, log)
 
