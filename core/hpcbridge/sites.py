@@ -178,7 +178,10 @@ def _from_file(named: str | None, url: str | None) -> tuple[str, dict[str, Any]]
         if os.environ.get("HPCBRIDGE_CONFIG"):
             raise ConfigurationError("the file that HPCBRIDGE_CONFIG names does not exist", path=str(path))
         if named:
-            raise ConfigurationError(f"no site {named!r}: there is no configuration file", path=str(path), site=named)
+            hint = f"Describe it there as [sites.{named}], or use the environment, without --site"
+            raise ConfigurationError(
+                f"no site {named!r}: there is no configuration file", path=str(path), site=named, hint=hint
+            )
         return "", {}
     from hpcbridge._site_file import read_site_file
 
@@ -222,7 +225,9 @@ def _normal(url: str) -> str:
 def _checked_url(url: str, key: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"{key} is not an http(s) URL", hint="It reads like https://host/prefix")
+        shown = "" if "@" in url else f": {url!r}"  # before an @ there may be a password
+        hint = f"Set {ENVIRONMENT[key]} to something like https://host/prefix"
+        raise ConfigurationError(f"{key} is not an http(s) URL{shown}", hint=hint)
     if parts.username or parts.password:
         raise ConfigurationError(
             f"{key} must not contain a user name or a password", hint="Use the client id and secret"

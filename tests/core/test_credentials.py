@@ -175,6 +175,17 @@ async def test_an_issuer_known_by_its_discovery_document_alone() -> None:
             await nowhere.endpoint("authorization_endpoint")
 
 
+@pytest.mark.parametrize("status", [200, 404, 501])
+async def test_a_wrong_token_url_is_what_to_check(status: int) -> None:
+    async def serve(request: Request) -> Answer:
+        return Answer(status, {"detail": "no token endpoint"})
+
+    async with httpd(serve) as server:
+        issuer = Issuer("me", token_url=server.url, secret=SecretSource("client_secret", value=Secret("12345678")))
+        with pytest.raises(errors.HpcBridgeError, match="Check AUTH_TOKEN_URL"):
+            await ClientCredentials(issuer).access_token()
+
+
 async def test_a_due_token_is_renewed_in_the_background() -> None:
     script = Script()
     async with issuing(script) as (issuer, _):

@@ -189,6 +189,11 @@ def test_urls_are_checked(url: str) -> None:
     assert "pass@" not in str(refused.value)
 
 
+def test_a_wrong_url_is_shown_with_its_variable() -> None:
+    with pytest.raises(ConfigurationError, match=r"token_url is not an http\(s\) URL: 'localhost:8000'.*AUTH_TOKEN_URL"):
+        resolve_site(url="http://h", token_url="localhost:8000")
+
+
 def test_a_site_hashes_and_compares_by_what_matters() -> None:
     one, two = Site(url="https://h/x/"), Site(url="https://h/x", accounts={"a": "b"})
     assert hash(one) == hash(Site(url="https://h/x"))

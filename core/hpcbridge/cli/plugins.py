@@ -57,7 +57,7 @@ def load(name: str) -> Any:
 
         raise ConfigurationError(
             f"the command {name!r} needs the Python package {missing.name!r}, which is not installed",
-            hint=f"pip install 'hpcbridge[{name}]'",
+            hint=f"Install hpcbridge with the extra {name!r}: in its clone, pip install '.[{name}]'",
         ) from missing
     return typer.main.get_command(app) if isinstance(app, typer.Typer) else app
 

@@ -28,6 +28,7 @@ DEFAULT_LIFETIME = 300.0
 """Seconds, for a token whose issuer does not say."""
 
 _TIMEOUT = 10.0
+_WHERE = "Check AUTH_TOKEN_URL (token_url) and the network"
 _WELL_KNOWN = "/.well-known/openid-configuration"
 _LOGIN_ENDED = frozenset({"invalid_grant", "expired_token", "interaction_required", "login_required"})
 _PASSING = frozenset(
@@ -150,7 +151,9 @@ class Issuer:
     def _grant_of(self, answer: dict[str, Any], started: float) -> Grant:
         access = answer.get("access_token")
         if not isinstance(access, str) or not access:
-            raise AuthenticationError("the issuer's answer holds no access token", site=self.site, path=self.name)
+            raise AuthenticationError(
+                "the issuer's answer holds no access token", site=self.site, path=self.name, hint=_WHERE
+            )
         try:
             lifetime = float(answer["expires_in"])
         except (KeyError, TypeError, ValueError):
@@ -207,7 +210,7 @@ class Issuer:
                     f"the issuer's certificate is not trusted: {seen}", site=self.site, path=self.name, hint=hint
                 )
             seen = seen.__cause__ or seen.__context__
-        return Unavailable(f"the issuer does not answer: {text}", site=self.site, path=self.name)
+        return Unavailable(f"the issuer does not answer: {text}", site=self.site, path=self.name, hint=_WHERE)
 
     def _refused(self, code: str, description: str | None) -> HpcBridgeError:
         if code in _PASSING:
@@ -236,7 +239,8 @@ class Issuer:
                 failure = self._explain(error)
         if failure is not None:
             raise failure
-        raise ConfigurationError("no discovery document", site=self.site, path=self.name, hint="Set issuer")
+        hint = "Check AUTH_TOKEN_URL, or set issuer where the document is elsewhere"
+        raise ConfigurationError("no discovery document", site=self.site, path=self.name, hint=hint)
 
 
 def _discovery_urls(token_url: str) -> list[str]:

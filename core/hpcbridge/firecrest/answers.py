@@ -29,6 +29,7 @@ from hpcbridge.errors import (
 from hpcbridge.http.answers import About, explain_status, message_of
 
 _SSH_HINT = "The server got no SSH session on the system: too many at once, or the user's SSH credential is refused"
+_ROOTS_HINT = "`hpcbridge systems` lists the file systems of each system; paths begin with one of them"
 
 _WORDS: tuple[tuple[re.Pattern[str], type[HpcBridgeError], str | None], ...] = (
     (re.compile(r"No such file or directory|file_not_found"), PathNotFound, None),
@@ -39,7 +40,7 @@ _WORDS: tuple[tuple[re.Pattern[str], type[HpcBridgeError], str | None], ...] = (
     (re.compile(r"No SSH credentials found"), PermissionDenied, "Ask the site to set up SSH access for this user"),
     (re.compile(r"Is a directory|Not a directory|Directory not empty|File name too long"), InvalidPath, None),
     (re.compile(r"unexpected EOF while looking for matching"), InvalidPath, "Quotes in paths do not reach this server"),
-    (re.compile(r"not an absolute path|does not match any of the defined filesystem"), InvalidPath, None),
+    (re.compile(r"not an absolute path|does not match any of the defined filesystem"), InvalidPath, _ROOTS_HINT),
     (re.compile(r"invalid mode|invalid spec|invalid user|invalid group|not in gzip format"), InvalidRequest, None),
     (re.compile(r"exceeded buffer limit"), TooLarge, "The answer is over the server's limit of 5 MiB"),
     (re.compile(r"Unable to open a new SSH channel|Unable to establish SSH connection"), Unavailable, _SSH_HINT),

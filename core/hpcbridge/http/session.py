@@ -259,7 +259,9 @@ class HttpSession:
             raise
         except Unavailable as error:
             # Towards the site nothing was sent, so that even a submit may simply be repeated.
-            failure = NotSent(f"no token: {error.message}", site=self.site.name, retry_after=error.retry_after)
+            failure = NotSent(
+                f"no token: {error.message}", site=self.site.name, retry_after=error.retry_after, hint=error.hint
+            )
         except HpcBridgeError as error:
             error.site = error.site or self.site.name
             raise
