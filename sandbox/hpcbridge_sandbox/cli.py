@@ -5,6 +5,7 @@ Heavy imports wait until the command runs, so that ``--help`` stays quick.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,10 +93,16 @@ def sandbox(
                 require_account=require_account,
             )
         except ValidationError as error:
-            raise typer.BadParameter("; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())) from None
+            raise typer.BadParameter("; ".join(f"{_flag(e['loc'][0])}: {e['msg']}" for e in error.errors())) from None
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         _run(settings, verbose)
+
+
+def _flag(setting: object) -> str:
+    """The option that a setting comes from."""
+    names = {"name": "user", "secret": "user", "users": "user", "systems": "system"}
+    return "--" + names.get(str(setting), str(setting)).replace("_", "-")
 
 
 def _users(given: list[str], state: Path) -> tuple[UserSettings, ...]:
@@ -128,7 +135,8 @@ def _run(settings: Settings, verbose: bool) -> None:
     def ready(started: server.Running) -> None:
         names = ", ".join(user.name for user in settings.users)
         what = f"users {names}; one machine, not a production service"
-        typer.echo(f"hpcbridge sandbox ready: {started.sandbox.base_url} ({what})")
+        follow = f"; next: source {shlex.quote(str(settings.env_file))}" if settings.env_file else ""
+        typer.echo(f"hpcbridge sandbox ready: {started.sandbox.base_url} ({what}){follow}")
 
     try:
         asyncio.run(server.run(settings, ready))

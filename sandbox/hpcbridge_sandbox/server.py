@@ -167,9 +167,10 @@ def _listen(settings: Settings, store: Store, name: str, port: int) -> Listener:
     for candidate in [port] if port else [store.get(name, 0), 0]:
         try:
             listener = Listener(settings.host, candidate)
-        except OSError:
+        except OSError as error:
             if port:
-                raise
+                told = f"port {port} of {settings.host}: {error.strerror}; choose another --port, or 0 for a free one"
+                raise OSError(told) from error
             continue
         store.put(name, listener.port)
         return listener

@@ -63,7 +63,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
-    port: int = 0
+    port: int = Field(default=0, ge=0, le=65535)
     state: Path
     env_file: Path | None = None
     users: tuple[UserSettings, ...] = ()
@@ -76,18 +76,18 @@ class Settings(BaseModel):
     server_version: Literal["2.5.6", "2.5.7"] = "2.5.7"
     require_account: bool = False
 
-    ingress_look: float = 60.0
+    ingress_look: float = Field(default=60.0, gt=0)
     """The S3 ingress job looks for its object at once and then every this many seconds."""
-    accounting_lag: float = 5.0
+    accounting_lag: float = Field(default=5.0, ge=0)
     """Longest time for which accounting rows are placeholders or missing from listings."""
-    time_scale: float = 1.0
+    time_scale: float = Field(default=1.0, gt=0)
     """Multiplies `ingress_look` and `accounting_lag` (0.1 makes them ten times shorter)."""
-    latency: float = 0.0
+    latency: float = Field(default=0.0, ge=0)
     """Added before every REST answer."""
-    token_lifetime: float = 300.0
-    command_timeout: float = 5.0
+    token_lifetime: float = Field(default=300.0, gt=0)
+    command_timeout: float = Field(default=5.0, gt=0)
     """Longest run of one command on the "login node" (FirecREST: ``timeout.commandExecution``)."""
-    max_sessions: int | None = None
+    max_sessions: int | None = Field(default=None, ge=1)
     """Concurrent commands per user before "Unable to open a new SSH channel" (OpenSSH's default is 10)."""
     max_ops_file_size: int = 5 * 1024 * 1024
     isolation: Literal["auto", "namespace", "bwrap"] = "auto"

@@ -138,3 +138,27 @@ def test_help_loads_nothing_heavy() -> None:
         [sys.executable, "-m", "hpcbridge_sandbox", "--help"], capture_output=True, text=True, check=True
     )
     assert "--env-file" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--port 99999", "--port: Input should be less than or equal to 65535"),
+        ("--latency -1", "--latency: Input should be greater than or equal to 0"),
+        ("--user A", "--user: "),
+        ("--expose /nowhere/at/all", "/nowhere/at/all does not exist"),
+    ],
+)
+def test_wrong_settings_are_named(flags: str, told: str) -> None:
+    command = [sys.executable, "-m", "hpcbridge_sandbox", *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={"COLUMNS": "200"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in " ".join(done.stderr.split())
+
+
+def test_a_port_in_use_is_named(sandbox: SandboxProcess) -> None:
+    port = sandbox.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "hpcbridge_sandbox", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert f"port {port} of 127.0.0.1: Address already in use; choose another --port" in done.stderr
