@@ -74,5 +74,5 @@ def test_a_missing_dependency_is_named(folder: Path) -> None:
     done = hpcbridge(folder, "desert")
     assert done.returncode == 78
     assert "a_package_that_is_not_there" in done.stderr
-    assert "pip install 'hpcbridge[desert]'" in done.stderr
+    assert "pip install '.[desert]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -190,7 +190,9 @@ def test_urls_are_checked(url: str) -> None:
 
 
 def test_a_wrong_url_is_shown_with_its_variable() -> None:
-    with pytest.raises(ConfigurationError, match=r"token_url is not an http\(s\) URL: 'localhost:8000'.*AUTH_TOKEN_URL"):
+    with pytest.raises(
+        ConfigurationError, match=r"token_url is not an http\(s\) URL: 'localhost:8000'.*AUTH_TOKEN_URL"
+    ):
         resolve_site(url="http://h", token_url="localhost:8000")
 
 
