@@ -21,7 +21,7 @@ import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,6 +35,8 @@ from hpcbridge.errors import (
     InvalidSpec,
     JobNotFound,
     NotFound,
+    NotSent,
+    PathNotFound,
     PermissionDenied,
     RateLimited,
     ServerError,
@@ -43,7 +45,7 @@ from hpcbridge.errors import (
     Unavailable,
 )
 from hpcbridge.jobs.finder import finder, lock_owner, window_for
-from hpcbridge.jobs.guard import Places
+from hpcbridge.jobs.guard import Places, array_in, directives_in, spec_directives
 from hpcbridge.jobs.intents import FileIntentStore, HoldsKeys, Intent, IntentStore
 from hpcbridge.jobs.names import job_name, normal_directory
 from hpcbridge.jobs.prepare import Prepared, prepare
@@ -71,6 +73,10 @@ DEFINITE = (
 
 TRANSIENT = (Unavailable, AmbiguousOutcome, ServerError)
 """Failures of requests that may simply be repeated: reads, and writes of the same content."""
+
+
+_LOOK_BACK = timedelta(days=7) - timedelta(hours=1)
+"""Age up to which servers list what has ended, with an hour to spare for clocks that differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,7 @@ async def submit_once(
     if spec.workdir is None:
         raise InvalidSpec("The specification has no workdir", system=system)
     policy = policy or SubmitPolicy()
+    array = _array_of(spec)
     user = user or await _user(client, system, policy)
     name = job_name(
         spec.name,
@@ -160,8 +167,8 @@ async def submit_once(
         intent = await store.begin(name, spec.fingerprint())
         if intent.job_id is not None:
             places = Places(spec.workdir, name)
-            return Submitted(intent.job_id, name, True, places.private if spec.env else None, spec.array)
-        submit = _Submit(client, system, spec, name, policy, intent)
+            return Submitted(intent.job_id, name, True, places.private if spec.env else None, array)
+        submit = _Submit(client, system, spec, name, policy, intent, array)
         try:
             done = await submit.run()
         except (*DEFINITE, _ProvenAbsent) as error:
@@ -213,13 +220,20 @@ class _Submit:
     """One submit under its name: POST, look up, decide. `in_doubt`: a job may exist that we do not know of."""
 
     def __init__(
-        self, client: FirecrestClient, system: str, spec: JobSpec, name: str, policy: SubmitPolicy, intent: Intent
+        self,
+        client: FirecrestClient,
+        system: str,
+        spec: JobSpec,
+        name: str,
+        policy: SubmitPolicy,
+        intent: Intent,
+        array: str | None,
     ) -> None:
         assert spec.workdir is not None
         self.client, self.system, self.spec, self.name = client, system, spec, name
         self.policy, self.intent = policy, intent
         self.places = Places(spec.workdir, name)
-        self.array = spec.array
+        self.array = array
         self.in_doubt = not intent.new
 
     async def run(self) -> Submitted:
@@ -274,6 +288,8 @@ class _Submit:
         """
         pause, absent, delay = _Pause(self.policy), 0, min(0.5, self.policy.spacing)
         horizon: float | None = None
+        owner: str | None = None
+        forgotten = False
         while absent < 2:
             try:
                 if horizon is None:
@@ -287,17 +303,45 @@ class _Submit:
                     if absent == 2:
                         # The lock is evidence that outlives accounting: a job of this name has started.
                         owner = await lock_owner(self.client, self.system, self.places.lock)
-                        self.in_doubt = owner is not None
-                        return owner
+                        forgotten = owner is None and await self._is_forgotten()
+                        break
                 pause = _Pause(self.policy)
-            except TRANSIENT as error:
+            except (*TRANSIENT, TooLarge) as error:
                 absent = min(absent, 1)
+                # Where it is only the listing that fails, a job that has started is still known by its lock.
+                if not isinstance(error, NotSent):
+                    with contextlib.suppress(HpcBridgeError):
+                        if (owner := await lock_owner(self.client, self.system, self.places.lock)) is not None:
+                            return owner
                 await pause.before_another(error, ambiguous=True)
                 continue
             left = horizon - time.monotonic()
             delay = min(delay * 2, self.policy.spacing) if left > 0 else self.policy.spacing
             await asyncio.sleep(min(delay, left + 0.01) if left > 0 else delay)
-        return None
+        if forgotten:
+            raise self._too_old()
+        self.in_doubt = owner is not None
+        return owner
+
+    async def _is_forgotten(self) -> bool:
+        """Whether the scheduler may have forgotten a job of this intent, and the folder of its lock is gone."""
+        if datetime.now(UTC) - self.intent.since < _LOOK_BACK:
+            return False
+        try:
+            await self.client.stat(self.system, self.places.folder)
+        except PathNotFound:
+            return True
+        return False
+
+    def _too_old(self) -> AmbiguousOutcome:
+        days = (datetime.now(UTC) - self.intent.since).days
+        return AmbiguousOutcome(
+            f"this key was submitted {days} days ago and its answer was lost; nothing tells any more whether it ran",
+            site=self.client.session.site.name,
+            system=self.system,
+            path=self.places.folder,
+            hint="If it did not run, submit under another key, or make that directory and submit again",
+        )
 
     async def _doubt(self) -> float:
         """T: for so long after a POST's end a job of its making may still appear."""
@@ -323,29 +367,45 @@ class _Submit:
         The lock's owner if there are several jobs, whose others are then cancelled.
         """
         ids = {row.array_job_id or row.job_id for row in rows}
-        if len(ids) > 1 or self.array is not None:
-            ids = await self._array_ids(ids)
+        jobs = ids
+        if len(ids) > 1 or self.array is not None or self.spec.script_path is not None:
+            ids, jobs = await self._array_ids(ids)
         if len(ids) == 1:
             return ids.pop()
         owner = await _outlast(self.policy, lambda: lock_owner(self.client, self.system, self.places.lock))
         if owner not in ids:
             # None has started. All of them wait in the queue, and all but the first to start will leave by themselves.
             return min(ids, key=_age)
-        for loser in ids - {owner}:
+        for loser in jobs - {owner}:
             with contextlib.suppress(HpcBridgeError):  # it leaves by itself at its start
                 await self.client.cancel(self.system, loser)
         return owner
 
-    async def _array_ids(self, ids: set[str]) -> set[str]:
-        """Listings show running tasks of arrays under raw ids of their own: replace those by the array's id."""
-        arrays: set[str] = set()
+    async def _array_ids(self, ids: set[str]) -> tuple[set[str], set[str]]:
+        """Listings show running tasks of arrays under raw ids of their own: replace those by the array's id.
+
+        Also returns which of them are certainly jobs of their own: an id of which no answer says so may be that of a
+        task, whose array it would be wrong to take apart.
+        """
+        found: set[str] = set()
+        certain: set[str] = set()
         for job_id in ids:
             try:
                 rows = await _outlast(self.policy, partial(self.client.job, self.system, job_id))
             except JobNotFound:
                 rows = []
-            arrays.update({row.array_job_id for row in rows if row.array_job_id} or {job_id})
-        return arrays
+            arrays = {row.array_job_id for row in rows if row.array_job_id}
+            found |= arrays or {job_id}
+            certain |= arrays
+            if self.array is None and not arrays and any(not row.is_placeholder for row in rows):
+                certain.add(job_id)
+        return found, certain
+
+
+def _array_of(spec: JobSpec) -> str | None:
+    """The array expression, as far as the specification tells; that of a `script_path` is known once it is read."""
+    own = directives_in(spec.script) if spec.script is not None else ()
+    return array_in((*own, *spec_directives(spec)))
 
 
 def _age(job_id: str) -> tuple[int, str]:
