@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,8 +14,12 @@ from typing import Any
 import pytest
 from local_airflow import LocalAirflow
 
-from support.airflow_cluster import EXAMPLES, Cluster
-from support.sandbox import start_sandbox
+from support.airflow_cluster import EXAMPLES, Cluster, ExampleRun, connection_of, open_cluster
+from support.airflow_runs import FAULTS, SCENARIOS, SYSTEMS, UNTIL_TOLD, Run, Scenario, lines
+from support.sandbox import SandboxProcess, start_sandbox
+
+SLURM = "firecrest_slurm"
+"""Airflow's connection to the sandbox with a real Slurm."""
 
 # Read when airflow is first imported, which no module above does.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="hpcbridge-airflow-unit-")
@@ -27,19 +32,10 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    from hpcbridge import blocking
-
-    with start_sandbox("--accounting-lag", "1", "--ingress-look", "2") as process:
-        env = process.client_env("alice")
-        settings = {
-            "url": env["FIRECREST_URL"],
-            "token_url": env["AUTH_TOKEN_URL"],
-            "client_id": env["FIRECREST_CLIENT_ID"],
-            "client_secret": env["FIRECREST_CLIENT_SECRET"],
-            "system": env["FIRECREST_SYSTEM"],
-        }
-        with blocking.connect(**settings) as hpc:
-            yield Cluster(process, hpc)
+    systems = [flag for name in SYSTEMS for flag in ("--system", name)]
+    flags = ("--accounting-lag", "1", "--ingress-look", "2")
+    with start_sandbox(*flags, *systems) as process, open_cluster(process) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
@@ -49,29 +45,78 @@ def airflow(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(__file__).parent / "dags", dags, ignore=ignore)
     shutil.copytree(EXAMPLES, dags, ignore=ignore, dirs_exist_ok=True)
-    env = cluster.process.client_env("alice")
-    connection = {
-        "conn_type": "firecrest",
-        "host": env["FIRECREST_URL"],
-        "login": env["FIRECREST_CLIENT_ID"],
-        "password": env["FIRECREST_CLIENT_SECRET"],
-        "extra": {
-            "token_url": env["AUTH_TOKEN_URL"],
-            "system": env["FIRECREST_SYSTEM"],
-            "job_url": "https://portal.example.org/{system}/{job_id}",
-        },
-    }
+    (dags / "rock_salt_slurm.py").write_text(_on_slurm((EXAMPLES / "rock_salt.py").read_text()))
     settings = {
-        "AIRFLOW_CONN_FIRECREST_DEFAULT": json.dumps(connection),
+        "AIRFLOW_CONN_FIRECREST_DEFAULT": json.dumps(connection_of(cluster.process)),
         "AIRFLOW_CONN_FS_DEFAULT": "fs://",
-        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
         "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": "32",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
     }
     with LocalAirflow(home / "airflow", dags, settings) as running:
-        for dag in ("one_job", "rock_salt"):
+        for dag in ("one_job", "rock_salt", "rock_salt_slurm"):
             running.wait_for_dag(dag)
         yield running
+
+
+def _on_slurm(source: str) -> str:
+    """The example with another name and another connection."""
+    for old, new in (
+        ('dag_id="rock_salt"', 'dag_id="rock_salt_slurm"'),
+        ("default_args={", f'default_args={{"firecrest_conn_id": "{SLURM}", '),
+        ("FirecRESTHook()", f'FirecRESTHook("{SLURM}")'),
+    ):
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    return source
+
+
+@pytest.fixture(scope="session")
+def example(airflow: LocalAirflow, tmp_path_factory: pytest.TempPathFactory) -> ExampleRun:
+    """The example DAG, under way."""
+    return ExampleRun.start(airflow, "rock_salt", tmp_path_factory.mktemp("local") / "inbox")
+
+
+@pytest.fixture(scope="session")
+def runs(
+    request: pytest.FixtureRequest, airflow: LocalAirflow, cluster: Cluster, example: ExampleRun
+) -> dict[str, Run]:
+    """Every scenario, all started at once: they wait for each other no longer than the slowest takes."""
+    cluster.process.post("/faults", FAULTS)
+    started = {name: Run.start(airflow, cluster, scenario) for name, scenario in SCENARIOS.items()}
+    example.deliver(airflow)
+    if any(item.get_closest_marker("slurm") for item in request.session.items):
+        # Where there is no Slurm, the tests that ask for it say so.
+        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+            request.getfixturevalue("slurm_runs")
+    return started
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(airflow: LocalAirflow, real_slurm: SandboxProcess) -> Iterator[Cluster]:
+    airflow.call("POST", "/connections", json={"connection_id": SLURM, **connection_of(real_slurm)})
+    with open_cluster(real_slurm) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def slurm_example(
+    airflow: LocalAirflow, slurm_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> ExampleRun:
+    return ExampleRun.start(airflow, "rock_salt_slurm", tmp_path_factory.mktemp("slurm") / "inbox")
+
+
+@pytest.fixture(scope="session")
+def slurm_runs(airflow: LocalAirflow, slurm_cluster: Cluster, slurm_example: ExampleRun) -> dict[str, Run]:
+    """One of the submits, whichever comes first, loses its answer."""
+    lost = {"method": "POST", "path": "/compute/*/jobs", "kind": "drop_after", "count": 1}
+    slurm_cluster.process.post("/faults", [lost])
+    conf = {"conn": SLURM}
+    scenarios = {"marked": Scenario("one_job", UNTIL_TOLD, conf), "lost": Scenario("one_job", lines(), conf)}
+    started = {name: Run.start(airflow, slurm_cluster, scenario) for name, scenario in scenarios.items()}
+    slurm_example.deliver(airflow)
+    return started
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,91 +2,56 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 from local_airflow import LocalAirflow
 
-from support.airflow_cluster import EXAMPLES, Cluster
-
-COUNTING = """#!/bin/bash
-echo "$SLURM_JOB_ID" >> executions
-for i in $(seq 1 {lines}); do echo "line $i of the output"; sleep {pause}; done
-echo "one line of errors" >&2
-exit {code}
-"""
+from support.airflow_cluster import Cluster, ExampleRun
+from support.airflow_runs import Run, wait_for
 
 
-def script(lines: int = 3, pause: float = 0.1, code: int = 0) -> str:
-    return COUNTING.format(lines=lines, pause=pause, code=code)
-
-
-REFUSED = "#!/bin/bash\n#SBATCH --partition=no-such-partition\ntrue"
-SECRETIVE = '#!/bin/bash\n[ "$(printf %s "$SECRET_VALUE" | wc -c)" -gt 8 ] && echo "it arrived"\nsleep 4\n'
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a DAG of one task, `job`."""
-
-    airflow: LocalAirflow
-    dag: str
-    id: str
-    workdir: str
-
-    def end(self) -> str:
-        return self.airflow.wait_run(self.dag, self.id)
-
-    def log(self) -> list[str]:
-        return self.airflow.task_log(self.dag, self.id, "job")
-
-    def result(self) -> Any:
-        return self.airflow.xcom(self.dag, self.id, "job")
-
-
-@pytest.fixture(scope="module")
-def runs(airflow: LocalAirflow, cluster: Cluster) -> dict[str, Run]:
-    """All started at once: they wait for each other's output no longer than the slowest takes."""
-    scripts = {
-        "lines": ("one_job", script(lines=40)),
-        "live": ("one_job", script(lines=30, pause=1)),
-        "failed": ("one_job", script(code=3)),
-        "failed here": ("one_job_here", script(code=3)),
-        "here": ("one_job_here", script()),
-        "refused": ("one_job", REFUSED),
-        "mapped": ("mapped_jobs", "#!/bin/bash\necho $INDEX >> executions\n"),
-        "secret": ("one_job", SECRETIVE),
-    }
-    started = {}
-    for name, (dag, text) in scripts.items():
-        workdir = cluster.workdir()
-        started[name] = Run(airflow, dag, airflow.trigger(dag, {"script": text, "workdir": workdir}), workdir)
-    return started
-
-
-def test_output_is_in_the_log_while_the_job_runs(airflow: LocalAirflow, runs: dict[str, Run]) -> None:
+def test_output_is_in_the_log_while_the_job_runs(runs: dict[str, Run]) -> None:
     run = runs["live"]
-    airflow.wait_task("one_job", run.id, "job", ["deferred"])
-    airflow._wait(lambda: "line 3 of the output" in run.log(), {True}, 60)
-    assert airflow.task_state("one_job", run.id, "job") == "deferred"
+    job = run.watched_job()
+    wait_for(lambda: "tick 3." in run.log(), 60)
+    assert run.task()["state"] == "deferred"
+    assert run.executions() == [job]
 
 
 def test_no_secret_is_in_a_command_line(airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]) -> None:
     airflow.wait_task("one_job", runs["secret"].id, "job", ["deferred", "success"])
-    arguments = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    arguments = "\n".join(" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
     assert cluster.process.users["alice"] not in arguments
 
 
-def test_every_line_of_output_is_in_the_log_once(cluster: Cluster, runs: dict[str, Run]) -> None:
+def test_an_outage_while_deferred_is_no_failure(cluster: Cluster, runs: dict[str, Run]) -> None:
+    """All of the runs are in it; this one sees both ends of it."""
+    run = runs["live"]
+    run.watched_job()
+    # A worker that is killed has five seconds for its cancel, which an outage can fill: let that one be over.
+    assert runs["marked while submitting"].end() == "failed"
+    cluster.process.post("/outage", {"kind": "refused", "seconds": 6})
+    seen = len(run.log())
+    run.let_end()
+    assert run.end() == "success"
+    assert len(run.log()) > seen
+    ticks = [line for line in run.log() if line.startswith("tick")]
+    assert ticks == [f"tick {i}." for i in range(1, len(ticks) + 1)]
+    assert run.log().count("finished") == 1
+    assert len(run.executions()) == 1
+
+
+def test_every_line_of_output_is_in_the_log_once(runs: dict[str, Run]) -> None:
     run = runs["lines"]
     assert run.end() == "success"
     assert [line for line in run.log() if line.startswith("line ")] == [f"line {i} of the output" for i in range(1, 41)]
     assert run.log().count("one line of errors") == 1
-    assert len(cluster.executions(run.workdir)) == 1
+    (job,) = run.executions()
+    told = [line.split()[1] for line in run.log() if re.match(r"Job \d+ is [A-Z]+", line)]
+    assert set(told) == {job}, "the states of this job, and of no other that is watched beside it"
 
 
 @pytest.mark.parametrize("name", ["failed", "failed here"])
@@ -105,17 +70,17 @@ def test_without_deferral_the_worker_waits(runs: dict[str, Run]) -> None:
     assert run.result()["workdir"] == run.workdir
 
 
-def test_a_refused_script_fails_in_the_schedulers_words(cluster: Cluster, runs: dict[str, Run]) -> None:
+def test_a_refused_script_fails_in_the_schedulers_words(runs: dict[str, Run]) -> None:
     assert runs["refused"].end() == "failed"
     assert [line for line in runs["refused"].log() if line.startswith("SubmitRejected: ")]
-    assert not cluster.ids(runs["refused"].workdir)
+    assert not runs["refused"].ids()
 
 
-def test_mapped_tasks_are_jobs_of_their_own(cluster: Cluster, runs: dict[str, Run]) -> None:
+def test_mapped_tasks_are_jobs_of_their_own(runs: dict[str, Run]) -> None:
     run = runs["mapped"]
     assert run.end() == "success"
-    assert sorted(cluster.executions(run.workdir)) == ["0", "1", "2"]
-    assert len(cluster.ids(run.workdir)) == 3
+    assert sorted(run.executions()) == ["0", "1", "2"]
+    assert len(run.ids()) == 3
 
 
 def test_the_link_leads_to_the_job(airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]) -> None:
@@ -125,22 +90,11 @@ def test_the_link_leads_to_the_job(airflow: LocalAirflow, cluster: Cluster, runs
     assert links["Job"] == f"https://portal.example.org/{cluster.system.name}/{run.result()['job_id']}"
 
 
-def test_the_example_runs_end_to_end(airflow: LocalAirflow, cluster: Cluster, tmp_path: Path) -> None:
-    inbox = tmp_path / "inbox"
-    inbox.mkdir()
-    shutil.copy(EXAMPLES / "potential.dat", inbox)
-    run = airflow.trigger("rock_salt", {"inbox": str(inbox)})
-    airflow.wait_task("rock_salt", run, "wait_for_structure", ["deferred"])
-    shutil.copy(EXAMPLES / "structure.dat", inbox)
-    assert airflow.wait_run("rock_salt", run) == "success"
-
-    job = airflow.xcom("rock_salt", run, "relax")
-    assert (job["state"], job["exit_code"]) == ("COMPLETED", 0)
-    found = airflow.xcom("rock_salt", run, "check_result")
-    assert found["lattice_constant"] == pytest.approx(5.6278, abs=2e-3)
-    assert found["energy"] == pytest.approx(-7.92264, abs=2e-4)
-    assert not (inbox / "structure.dat").exists()
-    assert job["workdir"].rpartition("/")[2] not in {e.name for e in cluster.system.ls(f"{cluster.home}/rock-salt")}
+def test_the_example_runs_end_to_end(
+    airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run], example: ExampleRun
+) -> None:
+    assert runs, "and everything else at the same time"
+    example.check(airflow, cluster)
 
 
 def test_no_secret_is_anywhere(airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]) -> None:
@@ -154,7 +108,7 @@ def test_no_secret_is_anywhere(airflow: LocalAirflow, cluster: Cluster, runs: di
     secret = cluster.process.users["alice"].encode()
     # Every token of this issuer begins with the same header; Airflow's own tokens have another.
     header = cluster.process.token().partition(".")[0].encode()
-    for path in airflow.home.rglob("*"):
+    for path in Path(airflow.home).rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert secret not in content, path

@@ -18,6 +18,8 @@ from hpcbridge_airflow.moving import Direction, Move
 from hpcbridge_airflow.operators import FirecRESTSubmitOperator
 from hpcbridge_airflow.provider import get_provider_info
 from hpcbridge_airflow.triggers import FirecRESTJobTrigger, FirecRESTTransferTrigger
+from support.sandbox import SandboxProcess
+from support.scale import PROVE
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "airflow"
 SECRET = "a-very-secret-value"
@@ -70,12 +72,29 @@ def test_an_incomplete_connection_says_what_is_missing(missing: str) -> None:
         site_of(connection(**{missing: {} if missing == "extra" else None}))
 
 
-def test_test_connection_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FirecRESTHook, "get_connection", lambda *_: connection(host="http://127.0.0.1:9"))
-    worked, message = FirecRESTHook("c").test_connection()
-    assert not worked
-    assert message
-    assert SECRET not in message
+def test_test_connection_says_what_is_wrong_and_never_raises(
+    monkeypatch: pytest.MonkeyPatch, local_queue: SandboxProcess
+) -> None:
+    env = local_queue.client_env("alice")
+    here: dict[str, object] = {"host": env["FIRECREST_URL"], "extra": {"token_url": env["AUTH_TOKEN_URL"]}}
+    right: dict[str, object] = {"login": "alice", "password": env["FIRECREST_CLIENT_SECRET"]}
+
+    def test(fields: dict[str, object]) -> tuple[bool, str]:
+        monkeypatch.setattr(FirecRESTHook, "get_connection", lambda *_: connection(**fields))
+        return FirecRESTHook("c").test_connection()
+
+    worked, message = test(here | right)
+    assert worked
+    assert env["FIRECREST_SYSTEM"] in message
+    wrong = [here, here | right | {"host": None}]
+    if PROVE:  # an outage is waited for, for a while
+        wrong += [here | right | {"host": "http://127.0.0.1:9"}, right | {"extra": {"token_url": "no url"}}]
+    for fields in wrong:
+        worked, message = test(fields)
+        assert not worked
+        assert message
+        assert SECRET not in message
+        assert env["FIRECREST_CLIENT_SECRET"] not in message
 
 
 def test_the_example_parses_without_connection_network_or_environment() -> None:
