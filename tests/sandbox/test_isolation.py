@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -192,3 +194,19 @@ def test_the_passwd_of_the_machine_is_untouched(isolated: SandboxProcess) -> Non
 def test_the_api_is_on_loopback_only(isolated: SandboxProcess) -> None:
     assert httpx.URL(isolated.url).host == "127.0.0.1"
     assert httpx.URL(isolated.control).host == "127.0.0.1"
+
+
+def test_forbidden_user_namespaces_are_told_with_what_to_do(tmp_path: Path) -> None:
+    """As in many containers, and without bubblewrap: in a namespace of its own, where no further ones are allowed."""
+    for program in ("unshare", "true"):
+        (tmp_path / program).symlink_to(shutil.which(program) or program)
+    code = """import os, pathlib
+pathlib.Path("/proc/sys/user/max_user_namespaces").write_text("0")
+os.geteuid = lambda: 1000  # the mapped user counts as root otherwise
+from hpcbridge_sandbox.cluster.isolation import unsupported
+print(unsupported())"""
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", code]
+    env = os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert "user namespaces are not allowed here" in done.stdout, done.stderr
+    assert "install the package bubblewrap" in done.stdout

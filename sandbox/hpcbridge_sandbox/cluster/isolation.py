@@ -140,4 +140,9 @@ def unsupported() -> str | None:
         return None if shutil.which("unshare") else "the program unshare (package util-linux) is missing"
     probe = ["bwrap", "--ro-bind", "/", "/"] if shutil.which("bwrap") else ["unshare", "--user", "--map-root-user"]
     done = subprocess.run([*probe, "true"], capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else f"user namespaces are not allowed here: {done.stderr.strip()}"
+    if done.returncode == 0:
+        return None
+    ways = "run the sandbox as root, or let the administrator allow them (docs/sandbox.md)"
+    if probe[0] == "unshare":
+        ways = f"install the package bubblewrap, which may be allowed them, {ways}"
+    return f"user namespaces are not allowed here ({done.stderr.strip()}); {ways}"
