@@ -23,7 +23,7 @@ from support.sandbox import SandboxProcess, start_sandbox
 from support.scale import PROVE
 
 LAG = 20.0 if PROVE else 3.0
-QUICK = WatchPolicy(first_tick=0.3, max_tick=2.0, lag=LAG + 5, grace=1.0)
+QUICK = WatchPolicy(first_tick=0.3, max_tick=2.0, lag=LAG + 5, grace=1.0, refused_for=1.0)
 
 
 @asynccontextmanager

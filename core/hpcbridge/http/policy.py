@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tenacity import RetryCallState
 
-from hpcbridge.errors import NotSent, ServerError, Unavailable
+from hpcbridge.errors import NotSent, RateLimited, ServerError, Unavailable
 from hpcbridge.http.breaker import BreakerPolicy
 from hpcbridge.http.limiter import LimiterPolicy
 
@@ -62,7 +62,8 @@ class RetryBudget:
             self._first_failure = time.monotonic()
         if isinstance(error, Unavailable):
             # For what is not safe, the session calls an outcome Unavailable only if it is a definite no.
-            self.outcome_unknown |= not isinstance(error, NotSent)
+            # 429 and a refused SSH credential are answers of before anything was done.
+            self.outcome_unknown |= not (isinstance(error, NotSent | RateLimited) or error.lasting)
             if error.lasting:
                 self._patience = min(self._patience, self.LASTING)
             return self._patience > 0

@@ -36,7 +36,9 @@ class WatchPolicy:
         lag: how late accounting may know of a job; only an absence confirmed past it counts.
         misses: listings without a job before it is asked for by id.
         grace: how long an end that Slurm may follow by a requeue must stand before it is believed.
-        refusals: ticks in a row that are refused (401, 403, unknown system) before the waiters hear of it.
+        refusals: ticks in a row that are refused (401, 403, 404, no login) before the waiters hear of it.
+        refused_for: how long a refusal that is the server's answer must have stood: gateways say 404 or 403 of a
+            server that is just being replaced, and a server 401 while it cannot reach the issuer.
     """
 
     first_tick: float = 1.0
@@ -47,6 +49,7 @@ class WatchPolicy:
     misses: int = 3
     grace: float = 10.0
     refusals: int = 3
+    refused_for: float = 30.0
 
 
 @dataclass(slots=True)

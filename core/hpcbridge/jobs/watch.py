@@ -30,8 +30,9 @@ from hpcbridge.errors import (
     NotSent,
     PermissionDenied,
     TooLarge,
+    Unavailable,
 )
-from hpcbridge.jobs.finder import lock_owner
+from hpcbridge.jobs.finder import WINDOWS, lock_owner, window_for
 from hpcbridge.jobs.guard import Places
 from hpcbridge.jobs.ledger import Change, Ledger, Watched, WatchPolicy
 from hpcbridge.jobs.names import is_ours
@@ -50,6 +51,9 @@ OnChange = Callable[[JobInfo], None]
 
 _REFUSALS = (AuthenticationError, ConfigurationError, PermissionDenied, NotFound)
 """Answers that waiting does not mend."""
+
+_LONG = 1800.0
+"""Seconds without a listing after which the usual window of an hour is not trusted to hold all ends."""
 
 _ABSENT = re.compile(r"job not found|does not know the job", re.IGNORECASE)
 """FirecREST's own words for an unknown job."""
@@ -123,6 +127,8 @@ class JobWatcher:
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._refused = 0
+        self._refused_since = 0.0
+        self._heard: float | None = None
         self._withdrawn: dict[str, asyncio.Task[None]] = {}
 
     def __repr__(self) -> str:
@@ -212,11 +218,11 @@ class JobWatcher:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), on_change)
         job = self._ledger.watch(job_id, time.monotonic(), name=name, submitted=submitted, expected=expected)
         self._waiters.setdefault(job_id, []).append(waiter)
-        self._tell(waiter, job)
-        self._news.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name=f"hpcbridge-watch-{self.system}")
         try:
+            self._tell(waiter, job)
+            self._news.set()
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._run(), name=f"hpcbridge-watch-{self.system}")
             return await waiter.done
         finally:
             self._leave(job_id, waiter)
@@ -311,7 +317,7 @@ class JobWatcher:
             self._fail_all(error)
 
     async def _ticks(self) -> None:
-        tick = self.policy.first_tick
+        tick, self._heard = self.policy.first_tick, None
         durations: deque[float] = deque(maxlen=3)
         while self._ledger.jobs:
             self._news.clear()
@@ -341,18 +347,23 @@ class JobWatcher:
     async def _tick(self) -> _Tick:
         self.counters.ticks += 1
         went = _Tick()
-        began = time.monotonic()
+        began, heard = time.monotonic(), time.time()
         try:
             rows = await self._listing()
         except HpcBridgeError as error:
             self._note(went, error)
             self.counters.failed_listings += 1
+            if isinstance(error, Unavailable):
+                self._ledger.interrupted()
+            else:
+                self._heard = None  # perhaps it was too much to list
             if isinstance(error, NotSent) or went.refusal is not None:
                 return went
             # Is it the listing alone? The job that has been unheard of for longest tells.
             await self._read(next(iter(self._ledger.all_by_age()), None), went)
             return went
         went.duration = time.monotonic() - began
+        self._heard = heard
         for change in self._ledger.on_listing(rows, began):
             self._report(change, went)
         del rows
@@ -361,7 +372,9 @@ class JobWatcher:
 
     async def _listing(self) -> list[JobRow]:
         self.counters.listings += 1
-        window = "1h" if self.client.has_time_window else None
+        # After an outage of hours one listing shows all that has ended in them, instead of a by-id read for each.
+        away = time.time() - self._heard if self._heard is not None else 0.0
+        window = window_for(away) if away > _LONG else WINDOWS[0]
         scope = self._scope
         return await self.client.jobs(
             self.system, time_window=window, all_users=scope.all_users, account=scope.account, patience=0
@@ -413,8 +426,12 @@ class JobWatcher:
         if went.refusal is None:
             self._refused = 0
             return
+        now = time.monotonic()
+        if self._refused == 0:
+            self._refused_since = now
         self._refused += 1
-        if self._refused >= self.policy.refusals:
+        stood = went.refusal.status is None or now - self._refused_since >= self.policy.refused_for
+        if self._refused >= self.policy.refusals and stood:
             self._refused = 0
             self._fail_all(went.refusal)
 
