@@ -69,6 +69,7 @@ def _is_for_typer(error: Exception) -> bool:
 
 
 def _report(error: Exception) -> ExitCode:
+    from hpcbridge.cli import output
     from hpcbridge.errors import HpcBridgeError
 
     if isinstance(error, HpcBridgeError):
@@ -79,6 +80,7 @@ def _report(error: Exception) -> ExitCode:
         _say(f"Error: {error.filename}: {error.strerror}.")
         return ExitCode.FAILURE
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        output.drop_stdout()  # or Python tries once more at the end, and says so
         _say("Error: the output cannot be written: no space left on its device.")
         return ExitCode.TRANSFER
     _say(
