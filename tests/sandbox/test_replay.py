@@ -14,7 +14,7 @@ import httpx
 import pytest
 from joserfc import jwk, jwt
 
-from support.programs import require
+from support.programs import give_up, require
 from support.recorded import ANSWERS, OTHER, USER, at, differences, header_differences, message_of
 from support.replay import COMMAND_TIMEOUT, MIB, SYSTEMS, World
 from support.sandbox import start_sandbox
@@ -397,6 +397,8 @@ def test_the_answer_is_the_recorded_one(world: World, name: str) -> None:
     if world.scheduler == "slurm" and name in NOT_ON_SLURM:
         return
     require(*NEEDS.get(name, ()))
+    if name.startswith("ops_") and name.endswith("_403") and os.geteuid() != 0:
+        give_up("other users' files are there only for root: real uids need root")
     recorded = ANSWERS[name]
     base = world.new_base(frozenset(ABSENT.get(name, ())))
     try:

@@ -256,6 +256,7 @@ def test_an_upload_onto_a_directory_fails_in_the_job(any_transfers: Transfers) -
     assert "targetPath must point to a file path" in ended.error
 
 
+@pytest.mark.needs("curl")
 def test_an_empty_file_a_directory_and_a_name_with_a_space_cannot_be_downloaded(transfers: Transfers) -> None:
     transfers.sandbox.host_path(f"{transfers.base}/empty").touch()
     spaced = transfers.write("a b.txt", b"x")
