@@ -148,10 +148,9 @@ class FirecrestClient(Files, Transfers):
     ) -> list[JobRow]:
         """The user's jobs, newer than the server's look-back (24 h from 2.5.7, 7 days before); counts as polling.
 
-        `names` keeps the jobs of exactly these names; the server helps where it can (up to 235 characters, no
-        commas). One empty answer proves
-        nothing: listings flicker for seconds after a submit and after a job's end. Where the server has
-        `time_window`, live jobs are listed whatever their age.
+        `names` keeps the jobs of exactly these names; the server helps where it can (up to 235 characters, no commas).
+        One empty answer proves nothing: listings flicker for seconds after a submit and after a job's end. Where the
+        server has `time_window`, live jobs are listed whatever their age.
         """
         if time_window is not None and time_window not in TIME_WINDOWS:
             raise InvalidRequest(f"unknown time window {time_window!r}", hint=f"One of {', '.join(TIME_WINDOWS)}")

@@ -1,8 +1,7 @@
 """Intents: what was meant to be submitted, recorded before the POST, so that no crash can make two jobs of it.
 
 The default store keeps one JSON file per key in the user's state directory, created exclusively and fsynced. Files,
-not SQLite: home
-directories are often NFS.
+not SQLite: home directories are often NFS.
 """
 
 from __future__ import annotations

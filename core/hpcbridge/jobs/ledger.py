@@ -1,8 +1,7 @@
 """What the watcher knows and what it should ask next: a state machine without any I/O.
 
 It is told what listings and by-id reads answered, and when (seconds of a monotonic clock). It says which jobs have
-changed or ended, and
-which id to ask for. Facts behind the rules (Slurm's accounting behind FirecREST):
+changed or ended, and which id to ask for. Facts behind the rules (Slurm's accounting behind FirecREST):
 
 - a job may be missing from a listing though it exists, and listings flicker: absence from listings proves nothing;
 - for some seconds accounting may show a placeholder named `allocation`; only a by-id read sees through it;

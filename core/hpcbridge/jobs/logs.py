@@ -1,12 +1,9 @@
 """Logs: follow a remote file by byte offset, and the post-mortem of a failed job.
 
 What the server offers: `download` is byte-exact but reads the whole file and ends near 3.9 MB; `tail` from a byte on
-starts exactly but
-answers at most 5 MiB, with U+FFFD for what does not decode; `view` slices characters. So small files are downloaded,
-longer ones read by
-`tail`, and text is taken only as far as it is certainly what the file holds. Beyond the limit of `download`, bytes
-that are not UTF-8 come as
-U+FFFD; everything else is exact.
+starts exactly but answers at most 5 MiB, with U+FFFD for what does not decode; `view` slices characters. So small
+files are downloaded, longer ones read by `tail`, and text is taken only as far as it is certainly what the file holds.
+Beyond the limit of `download`, bytes that are not UTF-8 come as U+FFFD; everything else is exact.
 """
 
 from __future__ import annotations
@@ -84,14 +81,12 @@ async def follow(
         system: name of the cluster.
         path: absolute path of the file; it need not exist yet, and may never.
         until: the end of what writes it (an event, or an awaitable such as a job's `wait`); after it the file is read
-        to its end. None: only
-            what is there now.
+            to its end. None: only what is there now.
         offset: bytes to leave out, as counted by an earlier `follow`.
         policy: pauses.
 
     A file that shrinks or is replaced (a requeued job) is read from its start. Outages are waited out. Raises
-    PermissionDenied, InvalidPath,
-    TooLarge (a backlog of more than 4 MiB that is not text: fetch the file instead).
+    PermissionDenied, InvalidPath, TooLarge (a backlog of more than 4 MiB that is not text: fetch the file instead).
     """
     policy = policy or FollowPolicy()
     reader = _Reader(client, system, path, offset)

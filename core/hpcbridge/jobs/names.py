@@ -1,10 +1,8 @@
 """Job names that make a submit findable: `<label>.hb1<16 base32 characters>`.
 
-The second part is a digest of (site, system, user, work directory, key), so the same submit has the same name from
-any process. The mark `hb1`
-lets operators find our jobs. Limits: Slurm keeps 255 characters, FirecREST's name filter takes 235 and splits at
-commas, and a `|` breaks every
-listing of the user.
+The second part is a digest of (site, system, user, work directory, key), so the same submit has the same name from any
+process. The mark `hb1` lets operators find our jobs. Limits: Slurm keeps 255 characters, FirecREST's name filter takes
+235 and splits at commas, and a `|` breaks every listing of the user.
 """
 
 from __future__ import annotations

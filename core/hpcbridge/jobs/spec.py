@@ -101,10 +101,9 @@ class JobSpec(BaseModel):
     Attributes:
         script: text of the batch script, `#!` line first, `#SBATCH` lines as usual. Either this or `script_path`.
         script_path: absolute path of a script on the system; its `#SBATCH` lines are honoured, and it is read again
-        when the job starts.
-        workdir: absolute path; the job starts there, and its lock is kept there in `.hpcbridge/`. None: the user's
-        own directory
-            (resolved by the facade).
+            when the job starts.
+        workdir: absolute path; the job starts there, and its lock is kept there in `.hpcbridge/`. None: the user's own
+            directory (resolved by the facade).
         name: label, `[A-Za-z][A-Za-z0-9_.-]*`, at most 40 characters; the job's full name adds a digest to it.
         account, partition, reservation, constraint: as sbatch's options.
         time: limit; minutes as an int, or Slurm's text (`00:30:00`).
@@ -112,11 +111,9 @@ class JobSpec(BaseModel):
         array: Slurm's array syntax (`0-31%4`).
         directives: further sbatch options, `--gpus=1` each.
         output, error: files of the standard streams, absolute or relative to `workdir`, with sbatch's % patterns.
-        Default:
-            `slurm-%j.out` as Slurm has it.
-        env: environment of the job. Values travel in a private file (mode 0600), never in the REST call, the script
-        or a command line;
-            bytes that are not UTF-8 are given as surrogate escapes (`os.fsdecode`).
+            Default: `slurm-%j.out` as Slurm has it.
+        env: environment of the job. Values travel in a private file (mode 0600), never in the REST call, the script or
+            a command line; bytes that are not UTF-8 are given as surrogate escapes (`os.fsdecode`).
 
     Fields win over `#SBATCH` lines of the script. Raises InvalidSpec, InvalidName or InvalidPath.
     """

@@ -129,8 +129,7 @@ class JobInfo:
         exit_code: exit code of the batch script, 0 to 255; None before the end.
         signal: the signal that ended it, 0 for none; None before the end.
         reason: the scheduler's reason (`Resources`, `NonZeroExitCode` …). An ended job always has one: accounting
-        often says "None",
-            then it is what Slurm's controller says of such an end, and "None" for a good one.
+            often says "None", then it is what Slurm's controller says of such an end, and "None" for a good one.
         submitted, started, ended: aware datetimes, None where the scheduler does not say.
         nodes: node list in Slurm's short form (`nid[001-004]`), None before the start.
         tasks: of an array one JobInfo per task seen, sorted by index; else empty.
@@ -303,8 +302,7 @@ def combine(job_id: str, tasks: Iterable[JobInfo], *, complete: bool) -> JobInfo
     """One JobInfo for an array from its tasks.
 
     While it runs: PENDING when every task is queued, else RUNNING. Complete: COMPLETED when every task is, else the
-    gravest end, with that
-    task's exit code, signal and reason.
+    gravest end, with that task's exit code, signal and reason.
     """
     tasks = tuple(sorted(tasks, key=_index))
     first = tasks[0]

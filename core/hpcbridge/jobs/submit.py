@@ -1,13 +1,10 @@
 """Submit once: one scheduler id and one execution, whatever happens to the answers.
 
 An answer to the POST is one of three things. A definite yes or no ends the matter (a no that may pass is repeated).
-429 means: wait, look,
-then repeat. All else is ambiguous, and the job is looked up by its name; the POST is repeated only after two
-successful listings without the
-name, both begun later than T past the POST's end, where T = the server's own SSH time-outs + the accounting lag: by
-then the server has given
-up on its sbatch, and what sbatch had accepted shows. Should even that be wrong, the script's own lock lets only one
-of the two jobs run.
+429 means: wait, look, then repeat. All else is ambiguous, and the job is looked up by its name; the POST is repeated
+only after two successful listings without the name, both begun later than T past the POST's end, where T = the
+server's own SSH time-outs + the accounting lag: by then the server has given up on its sbatch, and what sbatch had
+accepted shows. Should even that be wrong, the script's own lock lets only one of the two jobs run.
 """
 
 from __future__ import annotations
@@ -145,7 +142,7 @@ async def submit_once(
     Raises:
         KeyConflict: the key was used with another script.
         SubmitRejected, InvalidSpec, PermissionDenied, AuthenticationError, SystemNotFound: a definite no; no job
-        exists.
+            exists.
         Unavailable: an outage outlasted the patience before anything was sent; no job exists.
         AmbiguousOutcome: it could not be found out within the patience; call again with the same key.
     """

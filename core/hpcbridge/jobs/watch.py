@@ -1,10 +1,8 @@
 """One JobWatcher per registry entry and system, whatever the number of jobs.
 
 Each tick is one listing and at most one by-id read; what their answers mean is decided in `ledger`. A tick that fails
-says nothing about any
-job: outages are not answers. Where listings fail but by-id reads work (a listing past the server's limit, another
-job's bad name), the jobs
-are read one by one, as fast as the site's polling rate allows.
+says nothing about any job: outages are not answers. Where listings fail but by-id reads work (a listing past the
+server's limit, another job's bad name), the jobs are read one by one, as fast as the site's polling rate allows.
 """
 
 from __future__ import annotations
@@ -203,8 +201,7 @@ class JobWatcher:
                 waiter.done.cancel()
         self._waiters.clear()
 
-    # -- waiting
-    # ---------------------------------------------------------------------------------------------------------
+    # -- waiting -------------------------------------------------------------------------------------------------------
 
     async def _ended(
         self,
@@ -305,8 +302,7 @@ class JobWatcher:
                 log.debug("looking for the work directory of job %s: %s", info.job_id, error)
         return info
 
-    # -- ticking
-    # ---------------------------------------------------------------------------------------------------------
+    # -- ticking -------------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         try:
