@@ -17,16 +17,25 @@ from support.sandbox import SandboxProcess
 # Taken away: the job is cancelled
 
 
-def test_taken_away_while_deferred_cancels_the_job(
-    airflow: LocalAirflow, cluster: Cluster, runs: dict[str, Run]
-) -> None:
-    """One through an outage of the cancel, one with a DELETE of 4 s: the runner cancels on_kill again on every tick."""
-    jobs = {name: runs[name].watched_job() for name in ("marked failed", "marked success", "run failed")}
+@pytest.fixture(scope="module")
+def taken_away(airflow: LocalAirflow, runs: dict[str, Run]) -> dict[str, str]:
+    """What a user does, all at once, to tasks whose jobs run (or have ended): the ids of the jobs they had."""
+    names = ("marked failed", "marked success", "run failed", "cleared")
+    jobs = {name: runs[name].watched_job() for name in names}
+    assert runs["cleared later"].end() == "success"
+    (jobs["cleared later"],) = runs["cleared later"].executions()
     runs["marked failed"].mark("failed")
     runs["marked success"].mark("success")
     airflow.set_run_state("one_job", runs["run failed"].id, "failed")
-    for job in jobs.values():
-        wait_state(cluster, job, "CANCELLED", 90)
+    runs["cleared"].clear()
+    runs["cleared later"].clear()
+    return jobs
+
+
+@pytest.mark.parametrize("name", ["marked failed", "marked success", "run failed"])
+def test_taken_away_while_deferred_cancels_the_job(cluster: Cluster, taken_away: dict[str, str], name: str) -> None:
+    """One through an outage of the cancel, one with a DELETE of 4 s: the runner cancels on_kill again on every tick."""
+    wait_state(cluster, taken_away[name], "CANCELLED", 90)
 
 
 def test_marked_while_the_worker_submits_cancels_the_job(cluster: Cluster, runs: dict[str, Run]) -> None:
@@ -45,10 +54,10 @@ def test_killed_while_a_worker_waits(cluster: Cluster, runs: dict[str, Run]) -> 
     wait_state(cluster, job, "CANCELLED", 45)
 
 
-def test_clear_cancels_the_job_and_makes_a_new_one(cluster: Cluster, runs: dict[str, Run]) -> None:
-    run = runs["cleared"]
-    first = run.watched_job()
-    run.clear()
+def test_clear_cancels_the_job_and_makes_a_new_one(
+    cluster: Cluster, runs: dict[str, Run], taken_away: dict[str, str]
+) -> None:
+    run, first = runs["cleared"], taken_away["cleared"]
     wait_for(lambda: len(run.executions()) == 2, 90)
     run.let_end()
     assert run.end() == "success"
@@ -58,13 +67,12 @@ def test_clear_cancels_the_job_and_makes_a_new_one(cluster: Cluster, runs: dict[
     wait_state(cluster, second, "COMPLETED", 1)
 
 
-def test_clear_after_success_runs_again(runs: dict[str, Run]) -> None:
+def test_clear_after_success_runs_again(runs: dict[str, Run], taken_away: dict[str, str]) -> None:
     run = runs["cleared later"]
-    assert run.end() == "success"
-    run.clear()
     wait_for(lambda: len(run.executions()) == 2, 90)
     assert run.end() == "success"
     assert len(run.ids()) == 2
+    assert taken_away["cleared later"] in run.ids()
 
 
 @pytest.mark.parametrize("name", ["deadline", "deadline here"])
