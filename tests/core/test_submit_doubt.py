@@ -127,3 +127,23 @@ async def test_an_intent_older_than_the_servers_memory_needs_the_lock_folder_as_
                 await submit_once(system.client, system.name, spec, "k", **call)
         await system.mkdir(Places(spec.workdir, name).folder)
         assert not (await submit_once(system.client, system.name, spec, "k", **call)).adopted
+
+
+async def test_the_locks_owner_is_the_job_even_where_the_listing_leaves_it_out(sandbox, tmp_path):
+    """Two jobs of the name wait, and a third, which has ended, holds the lock: listings flicker."""
+    (owner,) = sandbox.post("/jobs", {"user": "alice", "count": 1, "duration": 0.1})["job_ids"]
+    store = FileIntentStore(tmp_path)
+    async with system_of(sandbox) as system:
+        spec = JobSpec(script="#!/bin/sh\ntrue\n", workdir=await workdir_of(system))
+        names = {"site": sandbox.url, "system": system.name, "user": "alice", "workdir": spec.workdir}
+        name = job_name(spec.name, **names, key="k")
+        await system.mkdir(Places(spec.workdir, name).folder)
+        sandbox.host_path(Places(spec.workdir, name).lock).symlink_to(owner)
+        waiting = "#!/bin/sh\n#SBATCH --begin=now+300\ntrue\n"
+        body = {"name": name, "workingDirectory": spec.workdir, "script": waiting}
+        losers = [await system.client.submit(system.name, body) for _ in range(2)]
+        meant_long_ago(store, name, spec, days=0)
+        done = await submit_once(system.client, system.name, spec, "k", store=store, policy=POLICY, user="alice")
+        for loser in losers:
+            await system.client.cancel(system.name, loser)
+        assert (done.job_id, done.adopted) == (owner, True)

@@ -361,7 +361,7 @@ class _Submit:
     async def _adopt(self, rows: list[JobRow]) -> str:
         """The one id among rows of our name.
 
-        The lock's owner if there are several jobs, whose others are then cancelled.
+        The lock's owner if there are several jobs, whose others are then cancelled. A listing may leave the owner out.
         """
         ids = {row.array_job_id or row.job_id for row in rows}
         jobs = ids
@@ -370,10 +370,10 @@ class _Submit:
         if len(ids) == 1:
             return ids.pop()
         owner = await _outlast(self.policy, lambda: lock_owner(self.client, self.system, self.places.lock))
-        if owner not in ids:
+        if owner is None:
             # None has started. All of them wait in the queue, and all but the first to start will leave by themselves.
             return min(ids, key=_age)
-        for loser in jobs - {owner}:
+        for loser in jobs - {owner} if owner in ids else ():
             with contextlib.suppress(HpcBridgeError):  # it leaves by itself at its start
                 await self.client.cancel(self.system, loser)
         return owner
