@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -107,10 +108,16 @@ def transfer_directives(directives: tuple[str, ...], mode: str, account: str | N
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
     """A task group whose first failure comes out as itself: callers wait for our errors, not for groups of them."""
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
     try:
         async with asyncio.TaskGroup() as group:
             yield group
     except BaseExceptionGroup as failures:
+        # Before 3.13 a group leaves its own cancel of this task counted (gh-116720). With that, `asyncio.timeout` of
+        # 3.11.2 (Debian 12) raises CancelledError instead of TimeoutError for the rest of the task's life.
+        if sys.version_info < (3, 13) and task and task.cancelling() > cancels:
+            task.uncancel()
         first: BaseException = failures
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
