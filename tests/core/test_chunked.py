@@ -58,6 +58,7 @@ async def test_pieces_and_one_job_make_the_file(
     any_sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, big: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clear_leftovers(any_sandbox)
     seen: list[Progress] = []
     async with connected(any_sandbox) as system:
         before = system.client.session.requests
@@ -251,8 +252,10 @@ async def test_a_download_in_pieces_is_resumed(
         if progress.phase == "downloading" and progress.done > 8_000_000:
             raise Enough
 
+    sandbox.post("/faults", [{"method": "GET", "path": "*/ops/download", "kind": "latency", "seconds": 0.3}])
     with pytest.raises(Enough):
         await get_file(system, "/home/alice/cut", tmp_path / "out", route="chunked", progress=stop)
+    sandbox.delete("/faults")
     sandbox.delete("/requests")
     got = await get_file(system, "/home/alice/cut", tmp_path / "out", route="chunked")
     assert got.sha256 == sha256(big) == sha256(tmp_path / "out")

@@ -38,8 +38,10 @@ async def test_a_bound_id_is_found_by_another_process(store):
 
 async def test_the_same_key_with_another_script_is_a_conflict(store):
     await store.begin(KEY, "hash")
-    with pytest.raises(KeyConflict):
+    await store.bind(KEY, "4711")
+    with pytest.raises(KeyConflict, match="another script, options or label") as caught:
         await store.begin(KEY, "other")
+    assert caught.value.job_id == "4711"
 
 
 async def test_the_label_does_not_make_another_key(store):

@@ -72,7 +72,7 @@ def test_another_script_or_other_resources_have_another_fingerprint(change):
 
 
 def test_fingerprints_do_not_change_between_versions():
-    assert JobSpec(script=SCRIPT, workdir="/w", time=5).fingerprint()[:16] == "ccf20808dcfdb19f"
+    assert JobSpec(script=SCRIPT, workdir="/w", time=5).fingerprint()[:16] == "07692b6bd1b3c767"
 
 
 def test_specifications_travel_between_processes():

@@ -153,7 +153,12 @@ class FileIntentStore:
             return Intent(new=True, since=now)
         found = _read(path)
         if found.get("spec") not in (None, spec_hash):
-            raise KeyConflict(f"The key of {key} was used for another script on {found.get('since')}", path=str(path))
+            raise KeyConflict(
+                f"The key already stands for {found.get('key', key)}, with another script, options or label, "
+                f"since {found.get('since')}",
+                job_id=found.get("job_id"),
+                path=str(path),
+            )
         since = found.get("since")
         return Intent(False, datetime.fromisoformat(since) if since else _modified(path), found.get("job_id"))
 

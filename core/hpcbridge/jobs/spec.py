@@ -164,9 +164,10 @@ class JobSpec(BaseModel):
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything but the values of `env`.
 
-        Those may be secrets, and may change between two runs of the same submit.
+        Those may be secrets, and may change between two runs of the same submit. Fields at their default do not count:
+        a field that a later version adds leaves the records of today valid.
         """
-        fields = self.model_dump(exclude={"env"}, exclude_none=True) | {"env": sorted(self.env)}
+        fields = self.model_dump(exclude={"env"}, exclude_defaults=True) | {"env": sorted(self.env)}
         text = json.dumps(fields, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

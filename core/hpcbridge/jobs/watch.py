@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import re
 import time
@@ -219,7 +220,10 @@ class JobWatcher:
             self._tell(waiter, job)
             self._news.set()
             if self._task is None or self._task.done():
-                self._task = asyncio.create_task(self._run(), name=f"hpcbridge-watch-{self.system}")
+                # A context of its own: what it logs belongs to no single waiter (hosts route logs by context).
+                self._task = asyncio.create_task(
+                    self._run(), name=f"hpcbridge-watch-{self.system}", context=contextvars.Context()
+                )
             return await waiter.done
         finally:
             self._leave(job_id, waiter)
