@@ -56,6 +56,14 @@ async def pyfirecrest_transfer(direction: str, local: str, remote: str) -> dict[
     return {}
 
 
+def peak_memory() -> int:
+    """This process's own peak in bytes; on Linux not `ru_maxrss`, which a child inherits from its parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main(arguments: list[str]) -> None:
     """Time from the first import on: one client loads its parts at once, the other as they are used."""
     client, direction, local, remote, *route = arguments
@@ -65,9 +73,7 @@ def main(arguments: list[str]) -> None:
     else:
         facts = asyncio.run(pyfirecrest_transfer(direction, local, remote))
     ended = time.time()
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = peak_memory()
     size = Path(local).stat().st_size
     print(json.dumps({"begun": begun, "ended": ended, "seconds": ended - begun, "rss": peak, "bytes": size, **facts}))
 
