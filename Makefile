@@ -41,8 +41,8 @@ $(HOSTS:%=env-%): env-%: $(ENVS)/%/.ready ## make one host's environment
 demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a checked result
 	$(AIRFLOW)/python examples/demo.py
 
-# Three workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
-SIDE_BY_SIDE := -n 3 --dist loadfile
+# Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
+SIDE_BY_SIDE := -n 4 --dist loadfile
 .PHONY: test $(PARTS:%=test-%)
 test: $(PARTS:%=test-%) ## the quick truth about everything (short time constants)
 test-core: env-core ## core alone

@@ -142,6 +142,9 @@ async def test_the_locks_owner_is_the_job_even_where_the_listing_leaves_it_out(s
         waiting = "#!/bin/sh\n#SBATCH --begin=now+300\ntrue\n"
         body = {"name": name, "workingDirectory": spec.workdir, "script": waiting}
         losers = [await system.client.submit(system.name, body) for _ in range(2)]
+        # One alone would be adopted, and followed to the owner when it loses.
+        while not set(losers) <= {row.job_id for row in await system.client.jobs(system.name, names=[name])}:
+            await asyncio.sleep(0.2)
         meant_long_ago(store, name, spec, days=0)
         done = await submit_once(system.client, system.name, spec, "k", store=store, policy=POLICY, user="alice")
         for loser in losers:
