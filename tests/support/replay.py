@@ -181,7 +181,7 @@ class World:
         """144: the first tasks have ended."""
         return self.wait(
             self.mixed_array,
-            lambda row: row["jobId"].endswith("_0") and row["status"]["state"] == "COMPLETED",
+            lambda row: row["jobId"].endswith("_0") and row["status"]["state"] == "COMPLETED" and bool(row["tasks"]),
         )
 
     @cached_property
