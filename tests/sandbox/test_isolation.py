@@ -94,6 +94,22 @@ def test_other_users_files_are_out_of_reach(isolated: SandboxProcess) -> None:
     )
 
 
+def test_what_others_own_cannot_be_changed(isolated: SandboxProcess) -> None:
+    url = f"/filesystem/{isolated.system}/ops"
+    with isolated.client("alice") as alice:
+        for path in ("/home/bob", "/scratch/bob", "/home", "/scratch"):
+            answer = alice.put(f"{url}/chmod", json={"path": path, "mode": "777"})
+            assert (answer.status_code, "Operation not permitted" in answer.text) == (403, True), answer.text
+        for path in ("/home/bob/x", "/home/new", "/scratch/bob/x"):
+            answer = alice.post(f"{url}/mkdir", json={"path": path})
+            assert (answer.status_code, "Permission denied" in answer.text) == (403, True), answer.text
+        answer = alice.post(f"{url}/upload", params={"path": "/home"}, files={"file": ("x", b"y")})
+        assert answer.status_code == 403, answer.text
+    places = "/home/bob /home / /scratch /opt /dev /run /var/log"
+    changed = f"for place in {places}; do chmod 777 $place 2>/dev/null; touch $place/x 2>/dev/null && echo $place; done"
+    assert run_job(isolated, f"{changed}; echo done; touch /tmp/x /dev/shm/x ~/x && echo >/dev/null") == "done\n"
+
+
 def test_the_user_is_who_the_token_says(isolated: SandboxProcess) -> None:
     output = run_job(isolated, "whoami; id -u; id -gn; getent passwd bob | cut -d: -f6; echo ~; pwd", "bob")
     assert output == "bob\n2002\nusers\n/home/bob\n/home/bob\n/home/bob\n"

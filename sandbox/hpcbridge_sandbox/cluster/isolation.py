@@ -107,6 +107,7 @@ def bwrap_command(user: User, entries: list[view.Entry]) -> list[str]:
     command = ["bwrap", "--unshare-user", "--unshare-pid", "--die-with-parent", "--new-session"]
     command += ["--uid", str(user.uid), "--gid", str(user.gid)]
     modes: list[str] = []
+    sealed: list[str] = []
     for entry in entries:
         match entry.kind:
             case "bind" if entry.target.startswith("/dev/"):
@@ -121,8 +122,11 @@ def bwrap_command(user: User, entries: list[view.Entry]) -> list[str]:
                 command += [f"--{entry.kind}", entry.target]
         if entry.mode is not None:
             modes += ["--chmod", f"{entry.mode:04o}", entry.target]
+        if entry.read_only and entry.kind != "bind":
+            sealed += ["--remount-ro", entry.target]
     interpreter, extra = _visible_python()
-    return [*command, *extra, "--ro-bind", str(KEEPER), INSIDE_KEEPER, *modes, interpreter, "-I", "-S", INSIDE_KEEPER]
+    command += [*extra, "--ro-bind", str(KEEPER), INSIDE_KEEPER, *modes, *sealed]
+    return [*command, interpreter, "-I", "-S", INSIDE_KEEPER]
 
 
 def _visible_python() -> tuple[str, list[str]]:

@@ -86,6 +86,7 @@ def build(root: str, entries: list[dict[str, Any]]) -> None:
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=0755")
     modes = []
+    sealed = []
     for entry in entries:
         kind, target = entry["kind"], root + entry["target"]
         if kind == "bind":
@@ -103,8 +104,12 @@ def build(root: str, entries: list[dict[str, Any]]) -> None:
             mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         if entry.get("mode") is not None:
             modes.append((target, entry["mode"]))
+        if entry["read_only"] and kind != "bind":
+            sealed.append(target)
     for target, mode in modes:
         Path(target).chmod(mode)
+    for target in sealed:  # each is a mount; what is mounted below keeps its own flags
+        mount(None, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID)
     os.chdir(root)
     check(libc.pivot_root(b".", b"."), "pivot_root")
     check(libc.umount2(b".", MNT_DETACH), "umount the machine's root")

@@ -27,7 +27,7 @@ SPOOL = "/var/spool/slurmd"
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the tree; ``mode`` is set after everything is in place."""
+    """One entry of the tree; ``mode`` and what is ``read_only`` are set after everything is in place."""
 
     kind: Literal["bind", "tmpfs", "symlink", "dir", "proc"]
     target: str
@@ -49,22 +49,22 @@ def host_secrets() -> list[Path]:
     return [path.resolve() for path in found]
 
 
-def _software(owned: int) -> Iterable[Entry]:
+def _software(owned: int, closed: bool) -> Iterable[Entry]:
     for name in SOFTWARE:
         path = Path("/", name)
         if path.is_symlink():
             yield Entry("symlink", f"/{name}", str(path.readlink()))
         elif path.is_dir():
             yield Entry("bind", f"/{name}", f"/{name}", read_only=True)
-    yield Entry("tmpfs", "/opt", mode=owned)
+    yield Entry("tmpfs", "/opt", mode=owned, read_only=closed)
     opt = Path("/opt")
     for child in sorted(opt.iterdir()) if opt.is_dir() else ():
         if child.is_dir() and not child.is_symlink():
             yield Entry("bind", str(child), str(child), read_only=True)
 
 
-def _devices(owned: int) -> Iterable[Entry]:
-    yield Entry("tmpfs", "/dev", mode=owned)
+def _devices(owned: int, closed: bool) -> Iterable[Entry]:
+    yield Entry("tmpfs", "/dev", mode=owned, read_only=closed)
     for name in DEVICES:
         yield Entry("bind", f"/dev/{name}", f"/dev/{name}")
     yield Entry("tmpfs", "/dev/shm", mode=0o1777)  # noqa: S108 (the cluster's own)
@@ -83,10 +83,11 @@ def tree(
         users: whose homes are shown: all of them (real uids), or only one (unprivileged).
         everyone: all users; a home that is not shown exists as an empty directory that cannot be entered.
         expose: the machine's directories that the user asked to show.
-        closed: the tree belongs to its only user, so directories that root owns elsewhere are made unwritable.
+        closed: the tree belongs to its only user, who could change every mode in it, so what root owns elsewhere is
+            read-only: also the other users' empty homes.
     """
     owned = 0o555 if closed else 0o755
-    entries = [*_software(owned), *_devices(owned), Entry("proc", "/proc")]
+    entries = [*_software(owned, closed), *_devices(owned, closed), Entry("proc", "/proc")]
     entries += [Entry("tmpfs", path, mode=0o1777) for path in ("/tmp", "/var/tmp")]  # noqa: S108
     entries += [Entry("dir", path, mode=owned) for path in ("/run", "/var/log", "/var/spool", "/mnt", "/root")]
     entries.append(Entry("symlink", "/var/run", "/run"))
@@ -107,9 +108,9 @@ def tree(
     for path in host_secrets():
         inside_software = any(path.is_relative_to(f"/{name}") for name in (*SOFTWARE, "opt"))
         if inside_software and path.is_dir() and not Path("/").samefile(path):
-            entries.append(Entry("tmpfs", str(path), mode=0o755))
+            entries.append(Entry("tmpfs", str(path), mode=0o755, read_only=closed))
     for shown_directory in expose:
         source, target = str(shown_directory.host), os.path.normpath(shown_directory.target)
         entries.append(Entry("bind", target, source, read_only=shown_directory.read_only))
-    entries.append(Entry("dir", "/", mode=owned))
+    entries.append(Entry("dir", "/", mode=owned, read_only=closed))
     return entries

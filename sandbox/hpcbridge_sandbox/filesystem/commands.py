@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from hpcbridge_sandbox.cluster import Cluster, CommandResult, User
 from hpcbridge_sandbox.errors import ApiError, CommandTimeout
@@ -23,6 +24,8 @@ _LS_FOLDER = re.compile(r'"(?P<folder>.+)":$')
 _ESCAPED = re.compile(r'\\(["\\])')
 STAT_FORMAT = "%f %i %d %h %u %g %s %X %Y %Z"
 STAT_FIELDS = ("mode", "ino", "dev", "nlink", "uid", "gid", "size", "atime", "mtime", "ctime")
+READ_ONLY = "Read-only file system"
+OWNERS_COMMANDS = frozenset({"chmod", "chown"})
 UNBALANCED_QUOTE = "bash: -c: line 1: unexpected EOF while looking for matching `''"
 
 
@@ -41,8 +44,19 @@ class Shell:
             raise failure(1, "invalid byte in an argument")
         result = await self.cluster.run(self.user, argv, input=input, hold_stdin=hold_stdin)
         if result.returncode != 0:
-            raise failure(result.returncode, text(result.stderr))
+            raise failure(result.returncode, self._as_on_a_login_node(argv, text(result.stderr)))
         return result
+
+    def _as_on_a_login_node(self, argv: Sequence[str], stderr: str) -> str:
+        """Say of the cluster's read-only parts what is said of directories that root or somebody else owns.
+
+        Directories that ``--expose`` shows read-only are read-only on purpose, and told so.
+        """
+        shown = [one.target for one in self.cluster.settings.expose if one.read_only]
+        if any(PurePosixPath(argument).is_relative_to(target) for argument in argv for target in shown):
+            return stderr
+        changes_owned = not OWNERS_COMMANDS.isdisjoint(argv)
+        return stderr.replace(READ_ONLY, "Operation not permitted" if changes_owned else "Permission denied")
 
     async def then_ls(self, argv: Sequence[str], shown: str) -> dict[str, str | None] | None:
         """Run a command and, where it succeeds, list ``shown`` itself; return that entry."""
