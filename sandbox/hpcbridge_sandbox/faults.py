@@ -3,7 +3,8 @@
 A rule is ``{"method": "POST" | "*", "path": glob, "kind": …, …}``. Kinds: ``latency`` (wait ``seconds``, then work),
 ``status`` (answer ``status`` without working), ``hang`` (never answer, without working; ``seconds`` bounds it),
 ``drop_before`` (close the connection without working), ``status_after`` and ``drop_after`` (work, then answer
-``status`` or close the connection). ``probability`` and ``count`` limit how often a rule applies.
+``status`` or close the connection). ``probability`` and ``count`` limit how often a rule applies. ``status`` is a final
+one, 200 to 599, and ``headers`` are any but those that say where the answer ends.
 """
 
 from __future__ import annotations
@@ -13,11 +14,24 @@ import random
 import time
 from collections import Counter
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+FRAMING = frozenset({"content-length", "transfer-encoding"})
 Kind = Literal["latency", "status", "hang", "status_after", "drop_after", "drop_before"]
+
+
+def _not_framing(name: str) -> str:
+    if name.lower() in FRAMING:
+        raise ValueError("is set by the server")
+    return name
+
+
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"), AfterValidator(_not_framing)]
+HeaderValue = Annotated[
+    str, StringConstraints(pattern=r"^([\x21-\x7e\xa0-\xff]([\t\x20-\x7e\xa0-\xff]*[\x21-\x7e\xa0-\xff])?)?$")
+]
 
 
 class Rule(BaseModel):
@@ -27,9 +41,9 @@ class Rule(BaseModel):
     method: str = "*"
     path: str = "*"
     kind: Kind
-    status: int = 503
+    status: int = Field(default=503, ge=200, le=599)
     message: str = "Injected fault."
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     seconds: float | None = None
     probability: float = Field(default=1.0, ge=0, le=1)
     count: int | None = None

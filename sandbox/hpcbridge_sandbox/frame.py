@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CLOSING_DELAY = 0.01
 REST_PREFIXES = ("/status", "/compute", "/filesystem")
+BODILESS = frozenset({204, 304})
+"""Statuses whose answers have no body (RFC 9110 section 6.4.1)."""
 GATEWAY_PAGE = b"<html><head><title>503 Service Temporarily Unavailable</title></head></html>\n"
 
 
@@ -145,8 +147,9 @@ class Frame:
 
 
 async def _answer(send: Send, error: ApiError, headers: dict[str, str] | None = None) -> None:
-    body = json.dumps(error.body(None)).encode()
-    pairs = {"content-type": "application/json", "content-length": str(len(body)), **error.headers, **(headers or {})}
+    body = b"" if error.status in BODILESS else json.dumps(error.body(None)).encode()
+    described = {"content-type": "application/json", "content-length": str(len(body))} if body else {}
+    pairs = {**described, **error.headers, **(headers or {})}
     await send(
         {
             "type": "http.response.start",

@@ -45,6 +45,35 @@ def test_a_status_after_the_work(sandbox: SandboxProcess, status: int) -> None:
     assert exists(sandbox, f"after{status}")
 
 
+@pytest.mark.parametrize("kind", ["status", "status_after"])
+@pytest.mark.parametrize("status", [200, 204, 304])
+def test_a_status_with_or_without_a_body(sandbox: SandboxProcess, kind: str, status: int) -> None:
+    begin = sandbox.log.stat().st_size
+    sandbox.post("/faults", rule(kind, status=status, headers={"Connection": "close"}))
+    with sandbox.client() as client:
+        answer = mkdir(client, sandbox.system, f"{kind}{status}")
+        assert (answer.status_code, bool(answer.content)) == (status, status == 200)
+        assert client.head("/status/systems").status_code == 405
+    assert "Traceback" not in sandbox.log.read_text()[begin:]
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        {"status": 100},
+        {"status": 1000},
+        {"headers": {"Content-Length": "1"}},
+        {"headers": {"transfer-encoding": "chunked"}},
+        {"headers": {"X": "a\r\nb"}},
+        {"headers": {"X": "\u20ac"}},
+        {"headers": {"X Y": "a"}},
+    ],
+)
+def test_a_rule_that_no_server_could_answer_is_refused(sandbox: SandboxProcess, impossible: dict[str, object]) -> None:
+    answer = httpx.post(f"{sandbox.control}/faults", json=rule("status", **impossible))
+    assert answer.status_code == 422, answer.text
+
+
 @pytest.mark.parametrize(("kind", "done"), [("drop_before", False), ("drop_after", True)])
 def test_a_lost_answer(sandbox: SandboxProcess, kind: str, done: bool) -> None:
     sandbox.post("/faults", rule(kind))
