@@ -127,6 +127,7 @@ def _run(settings: Settings, verbose: bool) -> None:
     import logging
 
     from hpcbridge_sandbox import server
+    from hpcbridge_sandbox.cluster.programs import missing_programs
 
     # Authlib logs every token that it issues at DEBUG, so only our own logger is ever that loud.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=LOG_FORMAT)
@@ -138,6 +139,8 @@ def _run(settings: Settings, verbose: bool) -> None:
         follow = f"; next: source {shlex.quote(str(settings.env_file))}" if settings.env_file else ""
         typer.echo(f"hpcbridge sandbox ready: {started.sandbox.base_url} ({what}){follow}")
 
+    for line in missing_programs():
+        typer.echo(f"hpcbridge sandbox: {line}", err=True)
     try:
         asyncio.run(server.run(settings, ready))
     except (RuntimeError, OSError) as error:

@@ -87,6 +87,29 @@ def test_a_restart_keeps_keys_secrets_logins_files_and_ports(tmp_path: Path) -> 
         assert httpx.post(sandbox.token_url, data=data).status_code == 200
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding programs needs root")
+def test_missing_programs_are_told_at_the_start(tmp_path: Path) -> None:
+    hidden = [name for name in ("/usr/bin/curl", "/usr/bin/file") if Path(name).exists()]
+    hide = "\n".join(f"mount --bind /dev/null {name}" for name in hidden)
+    script = f'set -e\n{hide}\nexec "$@"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    command += [sys.executable, "-m", "hpcbridge_sandbox", "--env-file", str(tmp_path / "env")]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("hpcbridge sandbox ready: ")
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert (out, process.returncode) == ("", 0)
+    told = [line for line in err.splitlines() if "is missing" in line]
+    assert told[:2] == [
+        "hpcbridge sandbox: the program curl is missing: S3 staging (transfer/upload and transfer/download) will fail; "
+        "install the package curl",
+        "hpcbridge sandbox: the program file is missing: the type of a file (ops/file) will fail; "
+        "install the package file",
+    ]
+
+
 def test_without_state_nothing_is_left_behind(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "hpcbridge_sandbox", "--env-file", str(tmp_path / "env")]

@@ -9,6 +9,8 @@ from pathlib import Path
 from hpcbridge_sandbox.settings import FIRST_UID, USERS_GID, Settings
 from hpcbridge_sandbox.store import Store
 
+CLUSTER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/games"
+"""Where the commands of cluster users look for programs."""
 DAEMONS = ("munge", "slurm", "mysql")
 """Service accounts that a real Slurm needs; copied from the machine when it has them."""
 
@@ -35,7 +37,7 @@ class User:
         return {
             "HOME": self.home,
             "LOGNAME": self.name,
-            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/games",
+            "PATH": CLUSTER_PATH,
             "SHELL": self.shell,
             "USER": self.name,
         }
