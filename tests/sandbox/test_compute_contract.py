@@ -202,6 +202,34 @@ def test_refused_submits_answer_500_in_sbatchs_words(api, script, job, message):
     assert error(api.post(script, **job), 500)["message"] == message
 
 
+DOS = (
+    f"{SBATCH}Batch script contains DOS line breaks (\\r\\n)\n"
+    "sbatch: error: instead of expected UNIX line breaks (\\n).\n"
+)
+NUL = f"{SBATCH}The Slurm controller does not allow scripts that\nsbatch: error: contain a NULL character '\\0'.\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (b"#!/bin/bash\ntrue\r\n", DOS),
+        (b"#!/bin/bash\n#SBATCH --nonsense=1\r\ntrue\n", DOS),
+        (b"#!/bin/bash\necho a\0b\n", NUL),
+        (b"#!/bin/bash\necho a\0b\r\n", NUL),
+    ],
+)
+def test_scripts_with_dos_line_breaks_or_nul_are_refused(api, script, message):
+    name = f"refused-{uuid.uuid4().hex[:8]}.sh"
+    api.sandbox.host_path(f"{api.home}/{name}").write_bytes(script)
+    assert error(api.post(scriptPath=f"{api.home}/{name}"), 500)["message"] == message
+    assert error(api.post(script.decode()), 500)["message"] == message
+
+
+def test_a_carriage_return_alone_is_no_line_break(api):
+    job_id = api.submit("printf 'a\rb' >/dev/null\ntrue\r")
+    assert code(api.ended(job_id)[0]) == ("FAILED", 127, 0)
+
+
 def test_over_quota_is_403(api):
     first = api.submit("sleep 20", account="limited")
     body = error(api.post("sleep 20", account="limited"), 403)

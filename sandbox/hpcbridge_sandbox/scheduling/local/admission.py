@@ -69,6 +69,12 @@ def check_script(script: str) -> None:
             "sbatch: error: line must start with #! followed by the path to an interpreter.\n"
             "sbatch: error: For instance: #!/bin/sh\n",
         )
+    if "\0" in script:
+        raise SbatchError(
+            1,
+            "sbatch: error: The Slurm controller does not allow scripts that\n"
+            "sbatch: error: contain a NULL character '\\0'.\n",
+        )
     if "\r\n" in script:
         raise SbatchError(
             1,
