@@ -16,7 +16,7 @@ AIRFLOW := $(ENVS)/airflow/bin
 EXTRAS_core    := sandbox,test
 EXTRAS_airflow := airflow,sandbox,test
 HOSTS := core airflow
-PARTS := core sandbox airflow
+PARTS := core staging sandbox airflow
 
 .PHONY: help
 help: ## list the targets
@@ -47,6 +47,8 @@ SIDE_BY_SIDE := -n 4 --dist loadfile
 test: $(PARTS:%=test-%) ## the quick truth about everything (short time constants)
 test-core: env-core ## core alone
 	$(CORE)/pytest $(SIDE_BY_SIDE) tests/core $(PYTEST_ARGS)
+test-staging: env-core ## files and trees alone
+	$(CORE)/pytest $(SIDE_BY_SIDE) tests/staging $(PYTEST_ARGS)
 test-sandbox: env-core ## the sandbox alone
 	$(CORE)/pytest $(SIDE_BY_SIDE) tests/sandbox $(PYTEST_ARGS)
 test-airflow: env-airflow ## the Airflow provider alone
@@ -56,6 +58,8 @@ test-airflow: env-airflow ## the Airflow provider alone
 .PHONY: $(PARTS:%=prove-%)
 prove-core: env-core ## core with its full figures
 	HPCBRIDGE_PROVE=1 $(CORE)/pytest tests/core --timeout=3000 $(PYTEST_ARGS)
+prove-staging: env-core ## files and trees with their full figures
+	HPCBRIDGE_PROVE=1 $(CORE)/pytest tests/staging --timeout=3000 $(PYTEST_ARGS)
 prove-sandbox: env-core ## the sandbox with its full figures
 	HPCBRIDGE_PROVE=1 $(CORE)/pytest tests/sandbox --timeout=3000 $(PYTEST_ARGS)
 prove-airflow: env-airflow ## the Airflow provider with its full figures
