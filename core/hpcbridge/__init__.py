@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcbridge import blocking, errors
     from hpcbridge.errors import HpcBridgeError
-    from hpcbridge.hpc import Hpc, Job, System, connect
+    from hpcbridge.hpc import Hpc, connect
+    from hpcbridge.job import Job
     from hpcbridge.jobs.spec import JobSpec
     from hpcbridge.jobs.state import JobInfo, JobState
     from hpcbridge.sites import Site, load_site
+    from hpcbridge.system import System
 
 __version__ = "0.1.0"
 
@@ -43,12 +45,12 @@ __all__ = [
 _HOMES = {
     "Hpc": "hpcbridge.hpc",
     "HpcBridgeError": "hpcbridge.errors",
-    "Job": "hpcbridge.hpc",
+    "Job": "hpcbridge.job",
     "JobInfo": "hpcbridge.jobs.state",
     "JobSpec": "hpcbridge.jobs.spec",
     "JobState": "hpcbridge.jobs.state",
     "Site": "hpcbridge.sites",
-    "System": "hpcbridge.hpc",
+    "System": "hpcbridge.system",
     "connect": "hpcbridge.hpc",
     "load_site": "hpcbridge.sites",
 }

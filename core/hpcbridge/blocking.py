@@ -7,7 +7,7 @@
 Every call runs the asynchronous method of the same name on one portal thread per process, which starts with the first
 call and ends with the process; a forked child starts its own. Any number of threads may call. Callbacks (`progress=`,
 `on_change=`) run on the portal thread and must not call back into this module. Inside a running event loop each call
-raises BlockingInsideLoop: await the method of `hpcbridge.hpc` there.
+raises BlockingInsideLoop: await the asynchronous method there.
 """
 
 from __future__ import annotations

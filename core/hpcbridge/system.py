@@ -1,0 +1,248 @@
+"""One cluster: its jobs and its files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcbridge import _registry
+from hpcbridge.job import Job
+
+if TYPE_CHECKING:
+    from hpcbridge.errors import HpcBridgeError
+    from hpcbridge.firecrest import FileEntry, FileStat, FirecrestClient, JobRow, SystemInfo
+    from hpcbridge.hpc import Hpc
+    from hpcbridge.jobs.intents import IntentStore
+    from hpcbridge.jobs.spec import JobSpec
+    from hpcbridge.jobs.watch import JobWatcher
+    from hpcbridge.sites import Site
+    from hpcbridge.staging import Progress, TransferResult
+
+
+class System:
+    """One cluster behind a deployment."""
+
+    def __init__(self, hpc: Hpc, name: str | None) -> None:
+        """Prefer `Hpc.system()`."""
+        self.hpc = hpc
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"System({self._name or 'the default one'} at {self.hpc.site.name})"
+
+    @property
+    def name(self) -> str:
+        """The system's name. Raises ConfigurationError when none was given and none has been looked up (`resolve`)."""
+        if self._name is None:
+            raise _no_system(self.hpc.site)
+        return self._name
+
+    async def resolve(self) -> str:
+        """The system's name; without one, that of the only system there is.
+
+        Raises ConfigurationError where the site has several (their names are in the message) or none.
+        """
+        if self._name is None:
+            names = [info.name for info in await self.hpc.systems()]
+            if len(names) != 1:
+                raise _no_system(self.hpc.site, names)
+            self._name = names[0]
+        return self._name
+
+    @property
+    def client(self) -> FirecrestClient:
+        """The REST client of the running loop."""
+        return self.hpc.client
+
+    @property
+    def watcher(self) -> JobWatcher:
+        """The one JobWatcher of this system in the running loop."""
+        return _registry.current(self.hpc.site, self.hpc.credential).watcher(self.name)
+
+    @asynccontextmanager
+    async def _use(self) -> AsyncIterator[tuple[_registry.Entry, str]]:
+        with self.hpc._lease() as entry:
+            yield entry, await self.resolve()
+
+    def _account(self, account: str | None) -> str | None:
+        return account or self.hpc.site.account_for(self.name)
+
+    async def info(self, fresh: bool = False) -> SystemInfo:
+        """Scheduler, file systems, limits and health. Raises SystemNotFound."""
+        async with self._use() as (entry, name):
+            return await entry.client.system(name, fresh=fresh)
+
+    async def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
+        """Submit once: with a `key`, the same call again (here, later, after a crash) gives the same job.
+
+        Without a key each call is a new job, still with at most one execution however the answer is lost. Where the
+        spec names none, the working directory is the user's own and the account the site's default for the system.
+        Raises SubmitRejected, KeyConflict, InvalidSpec, Unavailable.
+        """
+        from hpcbridge.jobs.submit import SubmitPolicy, submit_once
+
+        async with self._use() as (entry, name):
+            patience = SubmitPolicy().patience
+            user = await self._user(entry, name, patience)
+            filled = {
+                "workdir": spec.workdir or await self._home(entry, name, patience),
+                "account": self._account(spec.account),
+            }
+            spec = spec.replace(**{field: value for field, value in filled.items() if value})
+            since = datetime.now(UTC)
+            done = await submit_once(entry.client, name, spec, key, store=store, user=user)
+        return Job(self, done.job_id, done.name, spec=spec, submitted=done, since=None if done.adopted else since)
+
+    def job(self, job_id: str | int, name: str | None = None) -> Job:
+        """A handle on a job that exists already; nothing is sent."""
+        return Job(self, str(job_id), name)
+
+    async def jobs(self) -> list[JobRow]:
+        """The user's jobs as the scheduler lists them: all live ones and those of the last day (or week, by server)."""
+        async with self._use() as (entry, name):
+            return await entry.client.jobs(name)
+
+    async def put(
+        self,
+        local: str | Path,
+        remote: str,
+        *,
+        route: str | None = None,
+        verify: str | None = "auto",
+        atomic: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> TransferResult:
+        """Copy the file `local` to the absolute path `remote`.
+
+        `route` is "direct", "chunked" or "s3", or None for the quickest the system offers. `verify` is "auto", "size",
+        "sha256" or None. `atomic` publishes the file by one rename. `progress` is told phase and bytes. Raises
+        TransferError, IntegrityError, PathNotFound, PermissionDenied, Unavailable.
+        """
+        from hpcbridge.staging import put_file
+
+        async with self._use():
+            return await put_file(
+                self,
+                Path(local),
+                remote,
+                route=route,
+                verify=verify,
+                atomic=atomic,
+                progress=progress,
+                account=self._account(account),
+            )
+
+    async def get(
+        self,
+        remote: str,
+        local: str | Path,
+        *,
+        route: str | None = None,
+        verify: str | None = "auto",
+        resume: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> TransferResult:
+        """Copy the absolute path `remote` to the file `local`; see `put`.
+
+        With `resume` an interrupted download goes on where it stopped.
+        """
+        from hpcbridge.staging import get_file
+
+        async with self._use():
+            return await get_file(
+                self,
+                remote,
+                Path(local),
+                route=route,
+                verify=verify,
+                resume=resume,
+                progress=progress,
+                account=self._account(account),
+            )
+
+    async def ls(self, path: str, *, hidden: bool = False) -> list[FileEntry]:
+        """The entries of a directory, without `.` and `..`. Raises PathNotFound, PermissionDenied."""
+        async with self._use() as (entry, name):
+            entries = await entry.client.ls(name, path, hidden=hidden)
+        return [each for each in entries if each.name not in (".", "..")]
+
+    async def stat(self, path: str) -> FileStat:
+        """Mode, size (bytes), owner and times of a path. Raises PathNotFound."""
+        async with self._use() as (entry, name):
+            return await entry.client.stat(name, path)
+
+    async def mkdir(self, path: str, parents: bool = True) -> None:
+        """Make a directory; with `parents` it may exist already."""
+        async with self._use() as (entry, name):
+            await entry.client.mkdir(name, path, parents=parents)
+
+    async def rm(self, path: str) -> None:
+        """Remove a file or a whole directory. Raises PathNotFound."""
+        async with self._use() as (entry, name):
+            await entry.client.rm(name, path)
+
+    async def checksum(self, path: str) -> str:
+        """SHA-256 of a file on the system, in hex."""
+        async with self._use() as (entry, name):
+            return await entry.client.checksum(name, path)
+
+    async def read_bytes(self, path: str) -> bytes:
+        """The whole content of a small file (up to the server's direct limit, about 3.9 MB). Raises TooLarge."""
+        async with self._use() as (entry, name):
+            return await entry.client.download(name, path)
+
+    async def user(self) -> str:
+        """The user's name on the system; asked for once, as it costs the login node three commands."""
+        async with self._use() as (entry, name):
+            return await self._user(entry, name)
+
+    async def _user(self, entry: _registry.Entry, name: str, patience: float | None = None) -> str:
+        if name not in entry.users:
+            entry.users[name] = (await entry.client.userinfo(name, patience=patience)).name
+        return entry.users[name]
+
+    async def home(self) -> str:
+        """The user's own directory: `<file system>/<user>` on the default file system, else on the first that has one.
+
+        Raises ConfigurationError when there is none.
+        """
+        async with self._use() as (entry, name):
+            return await self._home(entry, name)
+
+    async def _home(self, entry: _registry.Entry, name: str, patience: float | None = None) -> str:
+        if name not in entry.homes:
+            entry.homes[name] = await self._find_home(entry, name, patience)
+        return entry.homes[name]
+
+    async def _find_home(self, entry: _registry.Entry, name: str, patience: float | None) -> str:
+        from hpcbridge.errors import ConfigurationError, InvalidRequest, NotFound, PermissionDenied
+
+        user = await self._user(entry, name, patience)
+        info = await entry.client.system(name, patience=patience)
+        tried = []
+        for file_system in sorted(info.file_systems, key=lambda each: not each.default_work_dir):
+            path = f"{file_system.path.rstrip('/')}/{user}"
+            tried.append(path)
+            with suppress(NotFound, PermissionDenied, InvalidRequest):
+                await entry.client.stat(name, path, patience=patience)
+                return path
+        raise ConfigurationError(
+            f"no directory of your own was found (tried {', '.join(tried) or 'nothing: no file systems'})",
+            site=self.hpc.site.name,
+            system=name,
+            hint="Name one (`--workdir`, `workdir=`)",
+        )
+
+
+def _no_system(site: Site, names: Sequence[str] = ()) -> HpcBridgeError:
+    from hpcbridge.errors import ConfigurationError
+
+    there = f"; the site has {', '.join(names)}" if names else ""
+    return ConfigurationError(
+        f"no system was named{there}", site=site.name, hint="Set FIRECREST_SYSTEM or name one (`--system`, `system()`)"
+    )
