@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcbridge.staging.chunked import stage_directory, survey
 from hpcbridge.staging.joining import piece_name
 from hpcbridge.staging.names import RemotePath
+from hpcbridge.staging.pieces import stage_directory, survey
 from hpcbridge.staging.plan import piece_count, piece_size
 from hpcbridge.staging.preparing import Prepare, parse_prepared
 
@@ -77,12 +77,12 @@ def test_only_whole_pieces_of_one_session_count(size, piece, data):
 def test_another_file_target_or_piece_has_another_staging_directory():
     target = RemotePath("/home/alice", "x")
     names = {
-        stage_directory(target, 10, 5, 4),
-        stage_directory(target, 11, 5, 4),
-        stage_directory(target, 10, 6, 4),
-        stage_directory(target, 10, 5, 5),
-        stage_directory(RemotePath("/home/alice", "y"), 10, 5, 4),
+        stage_directory(target, "10 5", 4),
+        stage_directory(target, "11 5", 4),
+        stage_directory(target, "10 6", 4),
+        stage_directory(target, "10 5", 5),
+        stage_directory(RemotePath("/home/alice", "y"), "10 5", 4),
     }
     assert len(names) == 5
-    assert stage_directory(target, 10, 5, 4) in names
+    assert stage_directory(target, "10 5", 4) in names
     assert all(name.startswith("/home/alice/.hpcbridge-put-") for name in names)

@@ -81,9 +81,7 @@ async def _put_by_job(t: Transfer, source: LocalFile, target: RemotePath, route:
     # Loaded when first used, like every route but the direct one: jobs and their models take a sixth of a second.
     from hpcbridge.staging import chunked
 
-    if route is Route.CHUNKED:
-        return await chunked.put(t, source, target)
-    return await chunked.put_staged(t, source, target)
+    return await chunked.put(t, source, target, route)
 
 
 async def get_file(

@@ -31,6 +31,11 @@ class LocalFile:
         self.size = found.st_size
         self.mtime_ns = found.st_mtime_ns
 
+    @property
+    def identity(self) -> str:
+        """What makes it the same file for an upload that is taken up again: size and modification time."""
+        return f"{self.size} {self.mtime_ns}"
+
     def close(self) -> None:
         """Close it."""
         os.close(self._fd)
