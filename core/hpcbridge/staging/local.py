@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from hpcbridge.errors import InvalidRequest, TransferError
-
-BLOCK = 1 << 20
-"""Bytes read at a time where no piece asks for more."""
+from hpcbridge.staging.source import SourceFile
 
 
-class LocalFile:
+class LocalFile(SourceFile):
     """An open regular file whose size and modification time must not change until the transfer has ended."""
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises OSError (FileNotFoundError …) and InvalidRequest for what is not a regular file."""
         self.path = path
+        self.name = str(path)
         # Without O_NONBLOCK, opening a named pipe would wait for its writer.
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         found = os.fstat(self._fd)
@@ -30,11 +26,7 @@ class LocalFile:
             raise InvalidRequest(f"{path} is {what}", path=str(path), hint="Only files are sent")
         self.size = found.st_size
         self.mtime_ns = found.st_mtime_ns
-
-    @property
-    def identity(self) -> str:
-        """What makes it the same file for an upload that is taken up again: size and modification time."""
-        return f"{self.size} {self.mtime_ns}"
+        self.identity = f"{self.size} {self.mtime_ns}"
 
     def close(self) -> None:
         """Close it."""
@@ -59,24 +51,3 @@ class LocalFile:
     def changed(self) -> TransferError:
         """The error for a file that was written to while it was sent."""
         return TransferError(f"{self.path} changed while it was being sent", path=str(self.path), hint="Send it again")
-
-    async def blocks(self, offset: int, length: int, digest: hashlib._Hash | None = None) -> AsyncIterator[bytes]:
-        """The bytes of a span, block by block; `digest` is updated on the way."""
-        end = offset + length
-        while offset < end:
-            data = await asyncio.to_thread(self._block, offset, min(BLOCK, end - offset), digest)
-            offset += len(data)
-            yield data
-
-    def _block(self, offset: int, length: int, digest: hashlib._Hash | None) -> bytes:
-        data = self.read(offset, length)
-        if digest is not None:
-            digest.update(data)
-        return data
-
-    async def sha256(self, offset: int = 0, length: int | None = None) -> str:
-        """Hexadecimal SHA-256 of a span, the whole file by default."""
-        digest = hashlib.sha256()
-        async for _ in self.blocks(offset, self.size - offset if length is None else length, digest):
-            pass
-        return digest.hexdigest()

@@ -75,7 +75,7 @@ async def _stage(t: Transfer, source: LocalFile, upload: S3Upload) -> None:
 async def _send(t: Transfer, source: LocalFile, upload: S3Upload) -> None:
     parts = spans(source.size, upload.part_size)
     if len(parts) != len(upload.part_urls):
-        raise t.error(f"the server gave {len(upload.part_urls)} places for {len(parts)} parts", path=str(source.path))
+        raise t.error(f"the server gave {len(upload.part_urls)} places for {len(parts)} parts", path=source.name)
     t.reporter.phase(Phase.UPLOADING, done=0)
     store = ObjectStore(t.client.session.storage)
     free = asyncio.Semaphore(READERS)

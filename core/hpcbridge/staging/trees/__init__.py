@@ -1,0 +1,1 @@
+"""Directory trees: one archive each way for a first copy, afterwards only what changed."""
