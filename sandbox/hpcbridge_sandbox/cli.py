@@ -36,6 +36,10 @@ def sandbox(
         Path | None, typer.Option(help="Keep jobs, files, keys and ports here. Default: temporary.")
     ] = None,
     server_version: Annotated[str, typer.Option(help="Behave like FirecREST 2.5.6 or 2.5.7.")] = "2.5.7",
+    transfer: Annotated[str, typer.Option(help="How large files move: s3, streamer or none.")] = "s3",
+    streamer_ports: Annotated[str, typer.Option(help="Ports that streamers may take.")] = "5665-5675",
+    streamer_wait: Annotated[int, typer.Option(help="Seconds a streamer waits for its client.")] = 600,
+    streamer_limit: Annotated[int, typer.Option(help="Bytes that one upload by streamer may have.")] = 5 * 1024**3,
     ingress_look: Annotated[float, typer.Option(help="Seconds between looks for an uploaded S3 object.")] = 60.0,
     accounting_lag: Annotated[float, typer.Option(help="Longest seconds until accounting shows the truth.")] = 5.0,
     time_scale: Annotated[float, typer.Option(help="Multiply both times above.")] = 1.0,
@@ -82,6 +86,10 @@ def sandbox(
                 scheduler_mode=scheduler_mode,  # type: ignore[arg-type]
                 server_version=server_version,  # type: ignore[arg-type]
                 isolation=isolation,  # type: ignore[arg-type]
+                transfer=transfer,  # type: ignore[arg-type]
+                streamer_ports=streamer_ports,  # type: ignore[arg-type]
+                streamer_wait=streamer_wait,
+                streamer_limit=streamer_limit,
                 ingress_look=ingress_look,
                 accounting_lag=accounting_lag,
                 time_scale=time_scale,

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from hpcbridge_sandbox.cluster.users import User
 from hpcbridge_sandbox.errors import ApiError, SSHError, UnhandledError
+from hpcbridge_sandbox.streamer.rules import StreamerFaults
 
 if TYPE_CHECKING:
     from hpcbridge_sandbox.auth import TokenVerifier
@@ -46,6 +47,7 @@ class Sandbox:
     systems: dict[str, SystemCondition]
     scheduler: Any = None
     """`scheduling.base.Scheduler`, set by the application's lifespan."""
+    streamer_faults: StreamerFaults = field(default_factory=StreamerFaults)
     s3: Any = None
     """The S3 server of `hpcbridge_sandbox.s3`, set by the application's lifespan."""
     base_url: str = ""

@@ -172,6 +172,21 @@ def _add_cluster(app: FastAPI, sandbox: Sandbox) -> None:
             raise HTTPException(400, str(error)) from error
         return rules
 
+    @app.post("/streamer-faults")
+    async def streamer_faults(rules: dict[str, Any]) -> dict[str, Any]:
+        """Transfers by streamer that fail; see `hpcbridge_sandbox.streamer.rules`."""
+        try:
+            sandbox.streamer_faults.replace(rules)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        return rules
+
+    @app.delete("/streamer-faults")
+    async def no_streamer_faults() -> dict[str, Any]:
+        """Sound streamers again."""
+        sandbox.streamer_faults.replace({})
+        return {}
+
     @app.delete("/s3-faults")
     async def no_s3_faults() -> dict[str, Any]:
         """A sound object store again."""

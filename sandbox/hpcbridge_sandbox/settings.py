@@ -76,6 +76,15 @@ class Settings(BaseModel):
     server_version: Literal["2.5.6", "2.5.7"] = "2.5.7"
     require_account: bool = False
 
+    transfer: Literal["s3", "streamer", "none"] = "s3"
+    """How large files move: over the object store, over the streamer, or not at all."""
+    streamer_ports: tuple[int, int] = (5665, 5675)
+    """First and last port that a streamer may listen on; a job takes the first free one."""
+    streamer_wait: int = Field(default=600, gt=0)
+    """Seconds for which a streamer waits for its client."""
+    streamer_limit: int = Field(default=5 * 1024**3, gt=0)
+    """Most bytes that a streamer receives (FirecREST: ``inboundTransferLimit``)."""
+
     ingress_look: float = Field(default=60.0, gt=0)
     """The S3 ingress job looks for its object at once and then every this many seconds."""
     accounting_lag: float = Field(default=5.0, ge=0)
@@ -99,6 +108,16 @@ class Settings(BaseModel):
         if not host.startswith("127.") or not ipaddress.IPv4Address(host).is_loopback:
             raise ValueError(f"{host} is not a loopback address; the sandbox serves this machine only")
         return host
+
+    @field_validator("streamer_ports", mode="before")
+    @classmethod
+    def _port_range(cls, given: object) -> object:
+        if isinstance(given, str):
+            first, _, last = given.partition("-")
+            if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 65536):
+                raise ValueError(f"{given!r} is not a range of ports such as 5665-5675")
+            return int(first), int(last)
+        return given
 
     @field_validator("systems")
     @classmethod

@@ -46,7 +46,7 @@ def _stamp(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _health(condition: SystemCondition, file_systems: list[str], checked: str) -> list[dict[str, Any]]:
+def _health(condition: SystemCondition, file_systems: list[str], checked: str, *, s3: bool) -> list[dict[str, Any]]:
     """One entry per service; a file system adds its path, an unhealthy one its reason."""
 
     def entry(service: str, latency: float, message: str | None, **more: str) -> dict[str, Any]:
@@ -64,8 +64,40 @@ def _health(condition: SystemCondition, file_systems: list[str], checked: str) -
     ping = f"[{{'mode': 'primary', 'hostname': '{os.uname().nodename}', 'pinged': 'UP'}}]"
     checks = [entry("scheduler", 0.012, ping), entry("ssh", 0.008, None)]
     checks += [entry("filesystem", 0.011, None, path=path) for path in file_systems]
-    checks.append(entry("s3", 0.009, None))
+    if s3:
+        checks.append(entry("s3", 0.009, None))
     return checks
+
+
+def _data_transfer(sandbox: Sandbox) -> dict[str, Any] | None:
+    settings = sandbox.settings
+    match settings.transfer:
+        case "s3":
+            return {
+                "serviceType": "s3",
+                "name": "s3-storage",
+                "privateUrl": "**********",
+                "publicUrl": sandbox.s3.endpoint,
+                "accessKeyId": "**********",
+                "secretAccessKey": "**********",
+                "region": "us-east-1",
+                "ttl": 604800,
+                "tenant": None,
+                "multipart": {"use_split": False, "max_part_size": 67108864, "parallel_runs": 3, "tmp_folder": "tmp"},
+                "bucketLifecycleConfiguration": {"days": 10},
+            }
+        case "streamer":
+            return {
+                "serviceType": "streamer",
+                "pypiIndexUrl": None,
+                "host": settings.host,
+                "portRange": list(settings.streamer_ports),
+                "publicIps": [settings.host],
+                "waitTimeout": settings.streamer_wait,
+                "inboundTransferLimit": settings.streamer_limit,
+            }
+        case _:
+            return None
 
 
 def _system_document(sandbox: Sandbox, condition: SystemCondition) -> dict[str, Any]:
@@ -73,6 +105,7 @@ def _system_document(sandbox: Sandbox, condition: SystemCondition) -> dict[str, 
     checked = _stamp(_last_check())
     mode = settings.scheduler_mode
     by_rest = mode != "ssh"
+    with_s3 = settings.transfer == "s3"
     file_systems = [
         {"path": "/home", "dataType": "users", "defaultWorkDir": True},
         {"path": "/scratch", "dataType": "scratch", "defaultWorkDir": False},
@@ -104,14 +137,14 @@ def _system_document(sandbox: Sandbox, condition: SystemCondition) -> dict[str, 
             "connectionMode": mode,
             "timeout": 10,
         },
-        "servicesHealth": _health(condition, [entry["path"] for entry in file_systems], checked),  # type: ignore[misc]
+        "servicesHealth": _health(condition, [str(entry["path"]) for entry in file_systems], checked, s3=with_s3),
         "probing": {
             "intervalCheck": CHECK_INTERVAL,
             "services": {
                 "scheduler": {"timeout": 5},
                 "ssh": {"timeout": 5},
                 "filesystem": {"timeout": 5},
-                "s3": {"timeout": 10},
+                **({"s3": {"timeout": 10}} if with_s3 else {}),
             },
         },
         "lastHealthCheck": checked,
@@ -119,19 +152,7 @@ def _system_document(sandbox: Sandbox, condition: SystemCondition) -> dict[str, 
         "dataOperation": {
             "max_ops_file_size": settings.max_ops_file_size,
             "datatransfer_jobs_directives": directives,
-            "data_transfer": {
-                "serviceType": "s3",
-                "name": "s3-storage",
-                "privateUrl": "**********",
-                "publicUrl": sandbox.s3.endpoint,
-                "accessKeyId": "**********",
-                "secretAccessKey": "**********",
-                "region": "us-east-1",
-                "ttl": 604800,
-                "tenant": None,
-                "multipart": {"use_split": False, "max_part_size": 67108864, "parallel_runs": 3, "tmp_folder": "tmp"},
-                "bucketLifecycleConfiguration": {"days": 10},
-            },
+            "data_transfer": _data_transfer(sandbox),
         },
     }
 

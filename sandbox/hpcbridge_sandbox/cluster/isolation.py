@@ -19,6 +19,7 @@ from hpcbridge_sandbox.cluster import keeper, users, view
 from hpcbridge_sandbox.cluster.link import Link
 from hpcbridge_sandbox.cluster.users import User
 from hpcbridge_sandbox.settings import Settings
+from hpcbridge_sandbox.streamer.software import interpreter, software
 
 KEEPER = Path(keeper.__file__)
 INSIDE_PYTHON = "/run/hpcbridge/python"
@@ -30,6 +31,7 @@ class Isolation:
 
     def __init__(self, settings: Settings, state: Path, everyone: Mapping[str, User]) -> None:
         self._state, self._users, self._expose = state, everyone, settings.expose
+        self._has_streamer = settings.transfer == "streamer"
         self.is_root = os.geteuid() == 0
         self.kind = self._choose(settings.isolation)
         self._links: dict[str | None, Link] = {}
@@ -54,6 +56,8 @@ class Isolation:
         if reason is not None:
             raise RuntimeError(f"the cluster cannot be isolated: {reason}")
         self._make_directories()
+        if self._has_streamer:
+            self._expose = (*self._expose, *await asyncio.to_thread(software, self._state))
         everyone = list(self._users.values())
         if self.is_root:
             await self._start_namespace(None, everyone)
@@ -124,18 +128,10 @@ def bwrap_command(user: User, entries: list[view.Entry]) -> list[str]:
             modes += ["--chmod", f"{entry.mode:04o}", entry.target]
         if entry.read_only and entry.kind != "bind":
             sealed += ["--remount-ro", entry.target]
-    interpreter, extra = _visible_python()
+    python, shown = interpreter(INSIDE_PYTHON)
+    extra = ["--ro-bind", str(shown.host), shown.target] if shown else []
     command += [*extra, "--ro-bind", str(KEEPER), INSIDE_KEEPER, *modes, *sealed]
-    return [*command, interpreter, "-I", "-S", INSIDE_KEEPER]
-
-
-def _visible_python() -> tuple[str, list[str]]:
-    """Return an interpreter's path inside the tree, and the mounts that it needs there."""
-    real = Path(sys.executable).resolve()
-    if real.is_relative_to("/usr"):
-        return str(real), []
-    base = Path(sys.base_prefix).resolve()
-    return f"{INSIDE_PYTHON}/{real.relative_to(base)}", ["--ro-bind", str(base), INSIDE_PYTHON]
+    return [*command, python, "-I", "-S", INSIDE_KEEPER]
 
 
 def unsupported() -> str | None:

@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hpcbridge_sandbox.rules import as_numbers
+
 RULES = frozenset(
     {"part_failure", "part_corruption", "part_delay", "part_drop", "completion_status", "completion_lost"}
     | {"get_failure", "get_truncation", "get_corruption", "get_delay", "count", "down"}
@@ -33,10 +35,4 @@ def check_rules(rules: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ValueError: an unknown name, or a value that is not a number of zero or more.
     """
-    unknown = sorted(set(rules) - RULES)
-    if unknown:
-        raise ValueError(f"unknown S3 fault {', '.join(unknown)}; known: {', '.join(sorted(RULES))}")
-    for name, value in rules.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"S3 fault {name} wants a number of zero or more")
-    return dict(rules)
+    return as_numbers(rules, RULES, "S3 fault")

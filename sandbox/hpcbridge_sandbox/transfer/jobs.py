@@ -45,6 +45,20 @@ def render_script(template: str, **values: Any) -> str:
     return _templates().get_template(f"{template}.sh.j2").render(**values)
 
 
+async def size_of(sandbox: Sandbox, user: User, path: str) -> int:
+    """Bytes of the file *path*; links are followed.
+
+    Raises:
+        ApiError: 404, 403 or 500 as ``stat`` says.
+    """
+    result = await sandbox.cluster.run(user, ["stat", "--dereference", "-c", "%s", "--", path])
+    if result.returncode == 0:
+        return int(result.stdout)
+    words = result.stderr.decode(errors="replace").strip()
+    status = 404 if "No such file" in words else 403 if "Permission denied" in words else 500
+    raise ApiError(status, f"Remote process failed with exit status:{result.returncode} and error message:{words}")
+
+
 async def submit_job(
     sandbox: Sandbox, user: User, system: str, name: str, template: str, account: str | None, **values: Any
 ) -> TransferJob:

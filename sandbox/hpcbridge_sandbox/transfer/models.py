@@ -58,7 +58,7 @@ class S3TransferRequest(_Body):
 
 
 class StreamerTransferRequest(_Body):
-    """Directives of a streamer transfer, which this server does not offer."""
+    """Directives of a transfer over the streamer."""
 
     transfer_method: Literal[DataTransferType.streamer]
 
@@ -139,6 +139,13 @@ class S3TransferResponse(_Body):
     max_part_size: int | None = None
 
 
+class StreamerTransferResponse(_Body):
+    """Where and with which secret a client reaches the job of a streamer transfer."""
+
+    transfer_method: Literal[DataTransferType.streamer] = DataTransferType.streamer
+    coordinates: str | None = None
+
+
 class TransferResponse(_Body):
     """Answer of every transfer endpoint but the two that move bytes."""
 
@@ -148,4 +155,4 @@ class TransferResponse(_Body):
 class StagedTransferResponse(TransferResponse):
     """Answer of ``transfer/upload`` and ``transfer/download``."""
 
-    transfer_directives: S3TransferResponse
+    transfer_directives: S3TransferResponse | StreamerTransferResponse

@@ -23,12 +23,11 @@ from hpcbridge_sandbox.context import (
 )
 from hpcbridge_sandbox.errors import ApiError, UnhandledError
 from hpcbridge_sandbox.filesystem.paths import checked_body_path, checked_query_path
-from hpcbridge_sandbox.transfer import staging
+from hpcbridge_sandbox.transfer import staging, streaming
 from hpcbridge_sandbox.transfer.jobs import submit_job
 from hpcbridge_sandbox.transfer.models import (
     CompressRequest,
     CopyRequest,
-    DataTransferType,
     ExtractRequest,
     MoveRequest,
     PostFileDownloadRequest,
@@ -44,8 +43,8 @@ FilesDep = Annotated[SystemCondition, Depends(healthy_ssh)]
 SourceDep = Annotated[str, Depends(checked_body_path)]
 
 
-def _staged_path(request: PostFileUploadRequest | PostFileDownloadRequest) -> str:
-    if request.transfer_directives.transfer_method is not DataTransferType.s3:
+def _staged_path(sandbox: Sandbox, request: PostFileUploadRequest | PostFileDownloadRequest) -> str:
+    if request.transfer_directives.transfer_method.value != sandbox.settings.transfer:
         raise ApiError(400, "Requested transfer method is not available.")
     if request.path is None:
         raise UnhandledError("('expected str, bytes or os.PathLike object, not NoneType',)")
@@ -76,10 +75,12 @@ async def _job(
 async def post_upload(
     body: PostFileUploadRequest, sandbox: SandboxDep, user: UserDep, condition: SchedulerDep
 ) -> StagedTransferResponse:
-    """Presigned part URLs for the client, an ingress job for the cluster."""
-    path = _staged_path(body)
+    """Presigned part URLs or coordinates for the client, an ingress job for the cluster."""
+    path = _staged_path(sandbox, body)
     size = getattr(body.transfer_directives, "file_size", None)
     require_ssh(condition)
+    if sandbox.settings.transfer == "streamer":
+        return await streaming.upload(sandbox, user, condition.name, path, body.account)
     return await staging.upload(sandbox, user, condition.name, path, size, body.account)
 
 
@@ -93,9 +94,11 @@ async def post_upload(
 async def post_download(
     body: PostFileDownloadRequest, sandbox: SandboxDep, user: UserDep, condition: SchedulerDep
 ) -> StagedTransferResponse:
-    """An egress job for the cluster, a presigned URL for the client."""
-    path = _staged_path(body)
+    """An egress job for the cluster, a presigned URL or coordinates for the client."""
+    path = _staged_path(sandbox, body)
     require_ssh(condition)
+    if sandbox.settings.transfer == "streamer":
+        return await streaming.download(sandbox, user, condition.name, path, body.account)
     return await staging.download(sandbox, user, condition.name, path, body.account)
 
 

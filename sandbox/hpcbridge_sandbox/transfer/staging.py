@@ -14,7 +14,7 @@ from hpcbridge_sandbox.cluster.users import User
 from hpcbridge_sandbox.context import Sandbox
 from hpcbridge_sandbox.errors import ApiError, UnhandledError
 from hpcbridge_sandbox.s3 import StoreUnavailable
-from hpcbridge_sandbox.transfer.jobs import MAX_PART_SIZE, PARALLEL_PARTS, submit_job
+from hpcbridge_sandbox.transfer.jobs import MAX_PART_SIZE, PARALLEL_PARTS, size_of, submit_job
 from hpcbridge_sandbox.transfer.models import S3TransferResponse, StagedTransferResponse
 
 MAX_PARTS = 10_000
@@ -60,7 +60,7 @@ async def download(sandbox: Sandbox, user: User, system: str, path: str, account
     Raises:
         ApiError: 404 or 403 as ``stat`` says; an empty file or a directory only fails in the job (as recorded).
     """
-    size = await _size(sandbox, user, path)
+    size = await size_of(sandbox, user, path)
     key = f"{uuid.uuid4()}/{posixpath.basename(path)}"
     urls = await _Multipart.begin(sandbox, user, key, ceil(size / MAX_PART_SIZE))
     job = await submit_job(
@@ -79,15 +79,6 @@ async def download(sandbox: Sandbox, user: User, system: str, path: str, account
     return StagedTransferResponse(
         transfer_job=job, transfer_directives=S3TransferResponse(download_url=urls.sign("get_object", "GET"))
     )
-
-
-async def _size(sandbox: Sandbox, user: User, path: str) -> int:
-    result = await sandbox.cluster.run(user, ["stat", "--dereference", "-c", "%s", "--", path])
-    if result.returncode == 0:
-        return int(result.stdout)
-    words = result.stderr.decode(errors="replace").strip()
-    status = 404 if "No such file" in words else 403 if "Permission denied" in words else 500
-    raise ApiError(status, f"Remote process failed with exit status:{result.returncode} and error message:{words}")
 
 
 class _Multipart:
