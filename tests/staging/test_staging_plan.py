@@ -1,17 +1,13 @@
-"""Routes, pieces and names: what is decided before the first byte moves."""
+"""Pieces and names: what is decided before the first byte moves."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcbridge.errors import InvalidPath, InvalidRequest, TooLarge, TransferError
+from hpcbridge.errors import InvalidPath, InvalidRequest
 from hpcbridge.staging import plan
 from hpcbridge.staging.context import transfer_directives
 from hpcbridge.staging.names import RemotePath, parse_remote
-from hpcbridge.staging.plan import GIB, Limits, Route
-
-S3 = Limits.of(5_242_880, "s3")
-NO_S3 = Limits.of(5_242_880, "streamer")
 
 
 def test_a_direct_download_ends_where_base64_reaches_the_servers_limit():
@@ -43,50 +39,7 @@ def test_spans_are_the_file_in_order(size, step):
     assert position == size
 
 
-@pytest.mark.parametrize(
-    ("size", "limits", "needs_job", "route"),
-    [
-        (0, S3, False, Route.DIRECT),
-        (5_242_880, S3, False, Route.DIRECT),
-        (5_242_881, S3, False, Route.CHUNKED),
-        (10, S3, True, Route.CHUNKED),
-        (200 << 20, S3, False, Route.CHUNKED),
-        (200 << 20, NO_S3, False, Route.CHUNKED),
-        (5 * GIB, S3, False, Route.S3),
-        (100 * 10**9, NO_S3, False, Route.CHUNKED),
-        (900 * 10**9, S3, False, Route.S3),
-    ],
-)
-def test_the_route_up(size, limits, needs_job, route):
-    assert plan.put_route(size, limits, needs_job=needs_job) is route
-
-
-@pytest.mark.parametrize(
-    ("size", "limits", "route"),
-    [
-        (0, S3, Route.DIRECT),
-        (3_932_157, S3, Route.DIRECT),
-        (3_932_158, S3, Route.S3),
-        (3_932_158, NO_S3, Route.CHUNKED),
-    ],
-)
-def test_the_route_down(size, limits, route):
-    assert plan.get_route(size, limits) is route
-
-
-def test_routes_that_cannot_work_are_refused_before_anything_is_sent():
-    with pytest.raises(InvalidRequest, match="no route"):
-        plan.put_route(1, S3, wanted="pigeon")
-    with pytest.raises(InvalidRequest, match="empty"):
-        plan.put_route(0, S3, wanted="s3")
-    with pytest.raises(TransferError, match="no object store"):
-        plan.put_route(1, NO_S3, wanted="s3")
-    with pytest.raises(TooLarge):
-        plan.put_route(6_000_000, S3, wanted="direct")
-    with pytest.raises(TooLarge):
-        plan.put_route(900 * 10**9, NO_S3)
-    with pytest.raises(TooLarge):
-        plan.get_route(3_932_158, S3, wanted="direct")
+def test_an_unknown_way_to_verify_is_refused():
     with pytest.raises(InvalidRequest, match="verify"):
         plan.verification("md5")
 

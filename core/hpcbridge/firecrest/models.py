@@ -174,6 +174,13 @@ class SystemInfo:
         """Path of the file system that holds the users' own directories, where the site names one."""
         return next((fs.path for fs in self.file_systems if fs.default_work_dir), None)
 
+    @property
+    def inbound_limit(self) -> int | None:
+        """Most bytes that the site's streamer takes in one upload; None where it does not say."""
+        transfer = (self.raw.get("dataOperation") or {}).get("data_transfer") or {}
+        limit = transfer.get("inboundTransferLimit")
+        return limit if isinstance(limit, int) else None
+
     def file_system_of(self, path: str) -> FileSystem | None:
         """The longest file system that holds `path`, or None when the API would refuse it."""
         inside = [fs for fs in self.file_systems if path == fs.path or path.startswith(fs.path.rstrip("/") + "/")]
@@ -389,8 +396,25 @@ class TransferJob:
         return tuple(log for log in (self.output_log, self.error_log) if log)
 
 
+class WithJob:
+    """Directives that come with a job of the server's."""
+
+    __slots__ = ()
+    job: TransferJob
+
+    @property
+    def job_id(self) -> str:
+        """Id of the server's job."""
+        return self.job.job_id
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """Paths of the job's logs."""
+        return self.job.logs
+
+
 @dataclass(frozen=True, slots=True)
-class S3Upload:
+class S3Upload(WithJob):
     """Directives of a multipart upload. Presigned URLs carry their own authority, so they are secrets: use `.reveal()`.
 
     `part_size` is the largest size of a part in bytes; part n (from 1) goes to `part_urls[n - 1]`.
@@ -412,19 +436,9 @@ class S3Upload:
             job=TransferJob.from_json(data["transferJob"]),
         )
 
-    @property
-    def job_id(self) -> str:
-        """Id of the ingress job."""
-        return self.job.job_id
-
-    @property
-    def logs(self) -> tuple[str, ...]:
-        """Paths of the ingress job's logs."""
-        return self.job.logs
-
 
 @dataclass(frozen=True, slots=True)
-class S3Download:
+class S3Download(WithJob):
     """Directives of a download: the URL answers once the egress job has ended well."""
 
     url: Secret
@@ -436,16 +450,6 @@ class S3Download:
         directives = data.get("transferDirectives") or {}
         url = Secret(str(directives.get("downloadUrl") or ""), searchable=False)
         return cls(url, TransferJob.from_json(data["transferJob"]))
-
-    @property
-    def job_id(self) -> str:
-        """Id of the egress job."""
-        return self.job.job_id
-
-    @property
-    def logs(self) -> tuple[str, ...]:
-        """Paths of the egress job's logs."""
-        return self.job.logs
 
 
 @dataclass(frozen=True, slots=True)

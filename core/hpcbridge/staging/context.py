@@ -67,7 +67,7 @@ class Transfer:
     def __post_init__(self) -> None:
         """Derive the limits from what the system says of itself, and the deployment's name."""
         self.site = self.client.session.site.name
-        self.limits = Limits.of(self.info.max_ops_file_size, self.info.transfer)
+        self.limits = Limits.of(self.info.max_ops_file_size, self.info.transfer, self.info.inbound_limit)
 
     @property
     def client(self) -> FirecrestClient:

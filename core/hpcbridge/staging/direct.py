@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import TYPE_CHECKING
 
 from hpcbridge.errors import IntegrityError
 from hpcbridge.staging import digests
@@ -13,6 +14,9 @@ from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.partfile import PartFile, Source
 from hpcbridge.staging.plan import RANGE, Verify
 from hpcbridge.staging.progress import Phase
+
+if TYPE_CHECKING:
+    from hpcbridge.firecrest.models import FileStat
 
 ATTEMPTS = 2
 """Transfers at most: a second one when the first arrived damaged."""
@@ -39,13 +43,14 @@ async def put(t: Transfer, source: LocalFile, target: RemotePath) -> str | None:
     raise AssertionError("unreachable")
 
 
-async def get(t: Transfer, remote: RemotePath) -> str | None:
+async def get(t: Transfer, remote: RemotePath, before: FileStat) -> str | None:
     """Receive the whole file in one request; returns the SHA-256 both sides agree on, if compared.
+
+    `before`: what `stat` has just said of the file (through links).
 
     A file that grows meanwhile is received as it was at one moment. Raises IntegrityError when it changes otherwise.
     """
     for _ in range(SNAPSHOTS):
-        before = await t.client.stat(t.name, str(remote), dereference=True, patience=PATIENCE)
         t.reporter.phase(Phase.DOWNLOADING, done=0)
         data = await t.client.download(t.name, str(remote), patience=PATIENCE)
         t.reporter.add(len(data))
@@ -61,6 +66,7 @@ async def get(t: Transfer, remote: RemotePath) -> str | None:
         if before.size <= len(data) <= after.size and before.size < after.size:
             await asyncio.to_thread(_store, t, data)
             return None
+        before = after
     raise t.error(f"{remote} arrived differently {SNAPSHOTS} times", kind=IntegrityError, path=str(remote))
 
 

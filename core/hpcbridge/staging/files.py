@@ -15,8 +15,9 @@ from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath, parse_remote
 from hpcbridge.staging.partfile import PartFile, Source
-from hpcbridge.staging.plan import RANGE, Limits, Route, get_route, put_route, verification
+from hpcbridge.staging.plan import RANGE, Direction, Limits, Route, verification
 from hpcbridge.staging.progress import Phase, Progress, Reporter, TransferResult
+from hpcbridge.staging.routes import remember, route_for
 
 MAX_LINKS = 16
 """Symbolic links followed in a row before a path counts as one that leads nowhere."""
@@ -39,7 +40,7 @@ async def put_file(
         system: a `hpcbridge.System`.
         local: a regular file; it must not change meanwhile.
         remote: absolute path on the system; its directory must exist.
-        route: "direct", "chunked" or "s3"; None takes the quickest that can carry size and name.
+        route: "direct", "chunked", "s3" or "streamer"; None takes the quickest that can carry size and name.
         verify: "auto" compares SHA-256 where it is free or quick and else the size; "size"; "sha256" also where it
             costs a job; None compares nothing.
         atomic: the file appears by one rename. Chunked uploads always do; a small file then costs one short job.
@@ -62,19 +63,41 @@ async def put_file(
         t = Transfer(system, info, path, Reporter(progress, source.size), checked, account, source.size)
         _inside(t, target)
         needs_job = atomic or not target.upload_carries_it
-        chosen = put_route(source.size, _usable(t, target, route), wanted=route, needs_job=needs_job)
+        chosen = await route_for(
+            t,
+            source.size,
+            direction=Direction.UP,
+            wanted=route,
+            needs_job=needs_job,
+            limits=_usable(t, target, route),
+        )
         if chosen is Route.DIRECT:
             digest = await direct.put(t, source, target)
-        elif chosen is Route.S3 and target.scripts_carry_it and not atomic:
-            from hpcbridge.staging import s3_upload
-
-            digest = await s3_upload.put(t, source, target)
-        else:
+        elif chosen is Route.CHUNKED or atomic or not target.scripts_carry_it:
             digest = await _put_by_job(t, source, target, chosen)
+        else:
+            digest = await _put_at_once(t, source, target, chosen)
     finally:
         source.close()
+    return await _done(t, chosen, Direction.UP, begun, digest)
+
+
+async def _done(t: Transfer, route: Route, direction: Direction, begun: float, digest: str | None) -> TransferResult:
     t.reporter.phase(Phase.DONE, done=t.size)
-    return TransferResult(chosen.value, t.size, time.monotonic() - begun, digest)
+    seconds = time.monotonic() - begun
+    await remember(t, route, direction)
+    return TransferResult(route.value, t.size, seconds, digest)
+
+
+async def _put_at_once(t: Transfer, source: LocalFile, target: RemotePath, route: Route) -> str | None:
+    """By the server's own job straight to the target."""
+    if route is Route.S3:
+        from hpcbridge.staging import s3_upload
+
+        return await s3_upload.put(t, source, target)
+    from hpcbridge.staging import streamer
+
+    return await streamer.put(t, source, target)
 
 
 async def _put_by_job(t: Transfer, source: LocalFile, target: RemotePath, route: Route) -> str | None:
@@ -103,7 +126,7 @@ async def get_file(
         system: a `hpcbridge.System`.
         remote: absolute path of a file; links are followed.
         local: where it goes; an existing file is replaced and keeps its mode.
-        route: "direct", "s3" or "chunked" (one job cuts the file); None takes the quickest that can carry it.
+        route: "direct", "chunked" (one job cuts the file), "s3" or "streamer"; None takes the quickest there is.
         verify: see `put_file`.
         resume: go on with what an interrupted download left, if the remote file is still the same.
         progress: told phases and bytes; an exception it raises ends the transfer, and what has arrived is kept.
@@ -123,8 +146,7 @@ async def get_file(
     t = Transfer(system, info, target, Reporter(progress), checked, account)
     _inside(t, source)
     chosen, digest = await _get(t, source, target, route, resume=resume)
-    t.reporter.phase(Phase.DONE, done=t.size)
-    return TransferResult(chosen.value, t.size, time.monotonic() - begun, digest)
+    return await _done(t, chosen, Direction.DOWN, begun, digest)
 
 
 def _local_target(path: Path, name: str) -> Path:
@@ -137,22 +159,25 @@ async def _get(
 ) -> tuple[Route, str | None]:
     if not source.commands_carry_it:
         return Route.CHUNKED, await _cut(t, source, target, resume=resume)
-    found = await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
+    found = await t.client.stat(t.name, str(source), patience=PATIENCE)
+    plain: RemotePath | None = source
+    if stat.S_ISLNK(found.mode):
+        plain, found = None, await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
     if stat.S_ISDIR(found.mode):
         raise t.error(f"{source} is a directory", kind=InvalidPath, path=str(source), hint="Only files are fetched")
     t.size = t.reporter.total = found.size
-    route = get_route(found.size, t.limits, wanted=wanted)
-    if route is Route.S3:
-        plain = await _followed(t, source)
+    route = await route_for(t, found.size, direction=Direction.DOWN, wanted=wanted)
+    if route in (Route.S3, Route.STREAMER):
+        plain = plain or await _followed(t, source)
         if plain.scripts_carry_it:
-            return route, await _by_s3(t, source, plain, target, int(found.mtime), resume=resume)
+            return route, await _by_server(t, route, source, plain, target, int(found.mtime), resume=resume)
         if wanted is not None:
             message = "the server's transfer scripts cannot name this file"
             raise t.error(message, kind=InvalidPath, path=str(plain), hint="Leave the route out")
         route = Route.CHUNKED
     if route is Route.CHUNKED:
         return route, await _cut(t, source, target, resume=resume)
-    return route, await direct.get(t, source)
+    return route, await direct.get(t, source, found)
 
 
 async def _followed(t: Transfer, path: RemotePath) -> RemotePath:
@@ -180,15 +205,20 @@ async def _cut(t: Transfer, remote: RemotePath, target: Path, *, resume: bool) -
     return await cut_download.get(t, remote, target, resume=resume)
 
 
-async def _by_s3(
-    t: Transfer, remote: RemotePath, plain: RemotePath, target: Path, mtime: int, *, resume: bool
+async def _by_server(
+    t: Transfer, route: Route, remote: RemotePath, plain: RemotePath, target: Path, mtime: int, *, resume: bool
 ) -> str | None:
-    from hpcbridge.staging import s3_download
-
     source = Source(t.site, t.name, str(remote), t.size, mtime)
     part = PartFile.open(target, source, RANGE, resume=resume)
     try:
-        digest = await s3_download.get(t, plain, part)
+        if route is Route.S3:
+            from hpcbridge.staging import s3_download
+
+            digest = await s3_download.get(t, plain, part)
+        else:
+            from hpcbridge.staging import streamer
+
+            digest = await streamer.get(t, plain, part)
         part.publish()
     finally:
         part.close()
@@ -196,15 +226,15 @@ async def _by_s3(
 
 
 def _usable(t: Transfer, target: RemotePath, wanted: str | None) -> Limits:
-    """The limits for this target: without the object store where its directory breaks the server's scripts."""
+    """The limits for this target: without the server's own jobs where its directory breaks their scripts."""
     if RemotePath(target.directory, "data").scripts_carry_it:
         return t.limits
-    if wanted == Route.S3:
+    if wanted in (Route.S3, Route.STREAMER):
         hint = "Leave the route out, or choose a directory without white space and shell characters"
         raise t.error(
             "the server's transfer scripts cannot name this directory", kind=InvalidPath, path=str(target), hint=hint
         )
-    return replace(t.limits, s3=False)
+    return replace(t.limits, s3=False, streamer=False)
 
 
 def _inside(t: Transfer, path: RemotePath) -> None:

@@ -1,20 +1,13 @@
-"""Which route a file takes and how it is cut: plain arithmetic, no I/O.
-
-The figures behind the choice were measured on one deployment (200 MB on loopback, server 2.5.7-dev, Slurm 22.05):
-up, S3 62 s (the ingress job looks for the object once and then every 60 s), pieces by direct upload and one joining job
-4-6 s; down, S3 3-4 s.
-"""
+"""How a file is cut, and what a system lets through: plain arithmetic, no I/O. `routes` chooses among the routes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hpcbridge.errors import InvalidRequest, TooLarge, TransferError
+from hpcbridge.errors import InvalidRequest
 
 GIB = 1 << 30
-CHUNKED_PREFERRED = 4 * GIB
-"""Bytes up to which pieces beat S3 on the way up: 40 MB/s from the start against a look every 60 s."""
 MAX_PIECES = 24_000
 """One listing of the staging directory (about 210 bytes per entry) has to stay under the server's 5 MiB."""
 PIECE = 5 << 20
@@ -35,6 +28,8 @@ Each costs the store work of its own (a manifest of parts to look up); longer on
 of the whole further behind.
 """
 PIECE_NAME_DIGITS = 6
+INBOUND = 5 << 30
+"""Most bytes that a streamer takes where its site does not say; FirecREST's default."""
 
 
 class Route(StrEnum):
@@ -46,6 +41,15 @@ class Route(StrEnum):
     """Pieces by direct requests and one job that joins (or cuts) them."""
     S3 = "s3"
     """Through the object store, moved by the server's own job."""
+    STREAMER = "streamer"
+    """Over a connection to a job of the server's on the cluster."""
+
+
+class Direction(StrEnum):
+    """Which way the bytes go."""
+
+    UP = "up"
+    DOWN = "down"
 
 
 class Verify(StrEnum):
@@ -59,11 +63,17 @@ class Verify(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a system lets through: bytes in one direct upload and download, and whether it has an object store."""
+    """What a system lets through.
+
+    Bytes in one direct upload and download; whether it has an object store or a streamer, and the most bytes that the
+    streamer takes (`inbound`). A site offers one of the two, or neither.
+    """
 
     upload: int
     download: int
     s3: bool
+    streamer: bool = False
+    inbound: int = INBOUND
 
     @property
     def piece(self) -> int:
@@ -71,9 +81,15 @@ class Limits:
         return min(self.upload, PIECE)
 
     @classmethod
-    def of(cls, max_ops_file_size: int, transfer_method: str | None) -> Limits:
-        """From `/status/systems`: `max_ops_file_size` in bytes and the transfer kind."""
-        return cls(max_ops_file_size, download_limit(max_ops_file_size), transfer_method == "s3")
+    def of(cls, max_ops_file_size: int, transfer_method: str | None, inbound: int | None = None) -> Limits:
+        """From `/status/systems`: `max_ops_file_size` in bytes, the transfer kind, the streamer's inbound limit."""
+        return cls(
+            max_ops_file_size,
+            download_limit(max_ops_file_size),
+            transfer_method == "s3",
+            transfer_method == "streamer",
+            inbound or INBOUND,
+        )
 
 
 def download_limit(max_ops_file_size: int) -> int:
@@ -102,70 +118,6 @@ def spans(size: int, step: int) -> list[tuple[int, int]]:
 def longest_run(count: int, readers: int = READERS) -> int:
     """How many neighbouring ranges one read fetches, so that `readers` share a file of `count` ranges."""
     return max(1, min(SPAN // RANGE, -(-count // readers)))
-
-
-def put_route(size: int, limits: Limits, *, wanted: str | None = None, needs_job: bool = False) -> Route:
-    """The route up for `size` bytes; `needs_job` when the name or `atomic=True` asks for a publishing job.
-
-    Raises InvalidRequest for a route that does not exist or cannot take the file, TransferError when the system has no
-    object store, TooLarge when no route is left.
-    """
-    route = _known(wanted)
-    if route is None:
-        if size <= limits.upload and not needs_job:
-            return Route.DIRECT
-        fits = piece_count(size, limits.piece) <= MAX_PIECES
-        route = Route.CHUNKED if fits and (size <= CHUNKED_PREFERRED or not limits.s3) else Route.S3
-        if route is Route.S3 and not limits.s3:
-            raise TooLarge(_too_many(size, limits.piece), hint="split the file, or ask the site for an object store")
-        return route
-    if route is Route.DIRECT and size > limits.upload:
-        raise TooLarge(f"{size} bytes are over the server's {limits.upload} for one direct upload", hint=_LEAVE)
-    if route is Route.DIRECT and needs_job:
-        raise InvalidRequest("a direct upload is not atomic and cannot carry this name", hint="use route='chunked'")
-    if route is Route.CHUNKED and piece_count(size, limits.piece) > MAX_PIECES:
-        raise TooLarge(_too_many(size, limits.piece), hint="use route='s3'")
-    _check_s3(route, size, limits)
-    return route
-
-
-def get_route(size: int, limits: Limits, *, wanted: str | None = None) -> Route:
-    """The route down for `size` bytes. Raises like `put_route`."""
-    route = _known(wanted)
-    if route is None:
-        if size <= limits.download:
-            return Route.DIRECT
-        return Route.S3 if limits.s3 else Route.CHUNKED
-    if route is Route.DIRECT and size > limits.download:
-        raise TooLarge(f"{size} bytes are over the server's {limits.download} for one direct download", hint=_LEAVE)
-    _check_s3(route, size, limits)
-    return route
-
-
-_LEAVE = "leave the route out and the best one is taken"
-
-
-def _known(wanted: str | None) -> Route | None:
-    if wanted is None:
-        return None
-    try:
-        return Route(wanted)
-    except ValueError:
-        raise InvalidRequest(f"{wanted!r} is no route", hint="one of: " + ", ".join(Route)) from None
-
-
-def _check_s3(route: Route, size: int, limits: Limits) -> None:
-    if route is not Route.S3:
-        return
-    if not limits.s3:
-        raise TransferError("this system has no object store", hint=_LEAVE)
-    if size == 0:
-        # Upload: the ingress job polls until its time limit. Download: exit 70, a division by zero.
-        raise InvalidRequest("an empty file cannot go through the object store", hint=_LEAVE)
-
-
-def _too_many(size: int, piece: int) -> str:
-    return f"{size} bytes are {piece_count(size, piece)} pieces of {piece}, more than {MAX_PIECES}"
 
 
 def verification(verify: str | None) -> Verify | None:

@@ -55,6 +55,10 @@ class Reporter:
     """Counts bytes of one transfer and passes at most ten reports per second on, every change of phase included.
 
     An exception raised by the callback ends the transfer; it is the caller's own.
+
+    Attributes:
+        spent: seconds in each phase that has been left.
+        moved: bytes counted while this transfer ran; those of an earlier attempt are not among them.
     """
 
     INTERVAL = 0.1
@@ -67,10 +71,17 @@ class Reporter:
         self._done = 0
         self._detail = ""
         self._next = 0.0
+        self._since = time.monotonic()
+        self.spent: dict[Phase, float] = {}
+        self.moved = 0
 
     def phase(self, phase: Phase, detail: str = "", done: int | None = None) -> None:
         """Enter `phase`; `done` sets the byte count (a resumed transfer does not start at 0)."""
         changed = (phase, detail) != (self._phase, self._detail) or (done is not None and done != self._done)
+        if phase is not self._phase:
+            now = time.monotonic()
+            self.spent[self._phase] = self.spent.get(self._phase, 0.0) + now - self._since
+            self._since = now
         self._phase, self._detail = phase, detail
         if done is not None:
             self._done = done
@@ -80,6 +91,7 @@ class Reporter:
     def add(self, count: int) -> None:
         """Count `count` more bytes; negative when a part has to be sent again."""
         self._done += count
+        self.moved += count
         if time.monotonic() >= self._next:
             self._send()
 
