@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 from xml.sax.saxutils import escape
@@ -14,7 +15,7 @@ from xml.sax.saxutils import escape
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from hpcbridge.errors import HpcBridgeError, NotFound, TransferError, Unavailable
+from hpcbridge.errors import HpcBridgeError, IntegrityError, NotFound, TransferError, Unavailable
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ PATIENCE = 300.0
 """Seconds without a byte after which a part or range is given up."""
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_TRANSIENT_CODES = frozenset({"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "BadDigest"})
+_TRANSIENT_CODES = frozenset({"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"})
 
 
 class ObjectMissing(NotFound):
@@ -37,27 +38,32 @@ class ObjectStore:
         self._http = http
         self._patience = patience
 
-    async def put_part(self, url: str, length: int, content: Callable[[], AsyncIterator[bytes]]) -> str:
+    async def put_part(
+        self, url: str, length: int, content: Callable[[], AsyncIterator[bytes]], *, md5: bytes | None = None
+    ) -> str:
         """Send one part of `length` bytes and return its ETag, quotes included; `content` is called for each attempt.
 
-        Raises TransferError, Unavailable when the store stays away.
+        `md5` is for the store to compare. Raises IntegrityError when it finds another one, TransferError, Unavailable
+        when the store stays away.
         """
+        headers = {"Content-Length": str(length)}
+        if md5 is not None:
+            headers["Content-MD5"] = b64encode(md5).decode()
 
         async def attempt() -> str:
-            headers = {"Content-Length": str(length)}
             response = await self._http.put(url, content=content(), headers=headers, timeout=_TIMEOUT)
             _check(response, "a part was not taken")
             return str(response.headers.get("etag", ""))
 
         return await persist(attempt, Patience(self._patience))
 
-    async def complete(self, url: str, etags: list[str]) -> None:
-        """Make the object of its parts, in order; again after a lost answer does no harm.
+    async def complete(self, url: str, etags: list[str], *, again: bool = False) -> None:
+        """Make the object of its parts, in order; again after a lost answer (also another process's) does no harm.
 
         The store may say 200 and put the error into the body. Raises like `put_part`.
         """
         body = completion_body(etags)
-        attempts = 0
+        attempts = int(again)
 
         async def attempt() -> None:
             nonlocal attempts
@@ -84,7 +90,10 @@ class ObjectStore:
                 if response.status_code >= 400:
                     await response.aread()
                 _check(response, "the object cannot be read")
-                return total_size(response.headers)
+                first, size = content_range(response.headers)
+                if first != 0:
+                    raise Unavailable("the object store sent another range than it was asked for")
+                return size
         except httpx.TransportError as error:
             raise _lost(error) from None
 
@@ -144,10 +153,15 @@ def error_code(body: str) -> str | None:
 
 def total_size(headers: Mapping[str, str]) -> int:
     """Bytes in the whole object, from the answer to a ranged read. Raises TransferError."""
-    match = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("content-range", ""))
+    return content_range(headers)[1]
+
+
+def content_range(headers: Mapping[str, str]) -> tuple[int, int]:
+    """Offset of the first byte that was sent, and bytes in the whole object. Raises TransferError."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("content-range", ""))
     if match is None:
         raise TransferError("the object store does not serve ranges")
-    return int(match[1])
+    return int(match[1]), int(match[2])
 
 
 def _check(response: httpx.Response, what: str) -> None:
@@ -156,13 +170,15 @@ def _check(response: httpx.Response, what: str) -> None:
 
 
 def check_answer(status: int, body: str, phrase: str, what: str) -> None:
-    """Raise the error for an answer of 300 or more: ObjectMissing, Unavailable, TransferError."""
+    """Raise the error for an answer of 300 or more: ObjectMissing, IntegrityError, Unavailable, TransferError."""
     if status < 300:
         return
     code = error_code(body) or phrase
     kind: type[HpcBridgeError] = TransferError
     if status == 404:
         kind = ObjectMissing
+    elif code == "BadDigest":
+        kind = IntegrityError
     elif status in _TRANSIENT or code in _TRANSIENT_CODES:
         kind = Unavailable
     raise kind(f"object store: {what}: {code}", status=status)

@@ -21,7 +21,7 @@ from hpcbridge.errors import ConfigurationError, TransferError, Unavailable
 from hpcbridge.http.redaction import install as install_redaction
 from hpcbridge.http.tls import ssl_context
 from hpcbridge.staging.context import ended
-from hpcbridge.staging.object_store import PATIENCE, Patience, check_answer, persist
+from hpcbridge.staging.object_store import PATIENCE, Patience, check_answer, content_range, persist
 
 if TYPE_CHECKING:
     from hpcbridge.credentials.secret import Secret
@@ -104,7 +104,7 @@ class RangeReader:
             ) as response:
                 self._live.add(response)
                 try:
-                    self._copy(response, end - offset, take)
+                    self._copy(response, offset, end - offset, take)
                 finally:
                     self._live.discard(response)
                 response.release_conn()
@@ -112,11 +112,15 @@ class RangeReader:
             # Not chained, and without its text: both can hold the URL.
             raise Unavailable(f"object store: {type(error).__name__}") from None
 
-    def _copy(self, response: urllib3.BaseHTTPResponse, wanted: int, take: Callable[[bytes], None]) -> None:
+    def _copy(
+        self, response: urllib3.BaseHTTPResponse, offset: int, wanted: int, take: Callable[[bytes], None]
+    ) -> None:
         if response.status != 206:
             body = response.read(4096).decode(errors="replace")
             check_answer(response.status, body, response.reason or "", "a range was not delivered")
             raise TransferError("the object store does not serve ranges")
+        if content_range(response.headers)[0] != offset:
+            raise Unavailable("the object store sent another range than it was asked for")
         while data := response.read(BLOCK):
             if self._stopped.is_set():
                 raise Unavailable("the transfer was ended")

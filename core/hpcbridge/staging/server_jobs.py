@@ -7,21 +7,32 @@ nothing: the log has to say "successfully".
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hpcbridge.errors import HpcBridgeError, NotFound
+from hpcbridge.errors import HpcBridgeError, JobNotFound, NotFound
 from hpcbridge.jobs.state import JobInfo
 from hpcbridge.staging.context import PATIENCE, Transfer
 from hpcbridge.staging.progress import Phase
 
 if TYPE_CHECKING:
-    from hpcbridge.firecrest.models import TransferJob
+    from hpcbridge.firecrest.models import JobRow, TransferJob
 
+INGRESS = "IngressFileTransfer"
+EGRESS = "OutgressFileTransfer"
+"""Names that the server gives its jobs up and down."""
 SUCCESS = "successfully"
 """The word in the output log of every transfer script that did its work."""
 ABANDON_PATIENCE = 5.0
 """Seconds of outage outlasted for the sake of tidiness only."""
+UNANSWERED_LAG = 10.0
+"""Seconds after a POST without an answer by which its job shows in a listing, if there is one."""
+SEEING_OFF = 60.0
+"""Longest wait in seconds for the end of a job that is of no use any more."""
+CLOCKS = 120.0
+"""Seconds by which the clocks here and there may differ."""
 LOG_LAG = 6.0
 """Seconds for which a log may be missing or incomplete after the job's end: network file systems cache."""
 
@@ -31,6 +42,12 @@ async def wait(t: Transfer, job: TransferJob) -> JobInfo:
     info = await t.system.watcher.wait(job.job_id, on_change=lambda now: show(t, now))
     await confirm(t, job, info)
     return info
+
+
+async def did_its_work(t: Transfer, job: TransferJob) -> None:
+    """Like `wait`, but asks the scheduler only when the log does not say it yet."""
+    if SUCCESS not in await read_log(t, job.output_log):
+        await wait(t, job)
 
 
 def show(t: Transfer, info: JobInfo) -> None:
@@ -68,6 +85,21 @@ async def read_log(t: Transfer, path: str | None) -> str:
     return ""
 
 
+async def look(t: Transfer, job: TransferJob) -> JobInfo | None:
+    """The job now; None when the scheduler and its accounting have forgotten it."""
+    try:
+        rows = await t.client.job(t.name, job.job_id, patience=PATIENCE)
+    except JobNotFound:
+        return None
+    return JobInfo.from_row(rows[0])
+
+
+def dump(job: TransferJob) -> dict[str, Any]:
+    """The server's words again, as `TransferJob.from_json` reads them."""
+    logs = {"outputLog": job.output_log, "errorLog": job.error_log}
+    return {"jobId": job.job_id, "system": job.system, "workingDirectory": job.working_directory, "logs": logs}
+
+
 async def abandon(t: Transfer, job: TransferJob) -> None:
     """Cancel a job whose transfer has failed on our side, and remove its logs: it would wait for its time limit."""
     with suppress(HpcBridgeError):
@@ -82,3 +114,47 @@ async def remove_logs(t: Transfer, job: TransferJob) -> None:
     for path in job.logs:
         with suppress(HpcBridgeError):
             await t.client.rm(t.name, path, patience=PATIENCE)
+
+
+async def see_off(t: Transfer, job_id: str, logs: Collection[str]) -> None:
+    """Let a job end that must not be cancelled, and remove its logs.
+
+    A cancelled egress job leaves a copy of the file behind; one that nobody waits for ends soon, with nothing but logs.
+    """
+    with suppress(HpcBridgeError, TimeoutError):
+        async with asyncio.timeout(SEEING_OFF):
+            if (await t.system.watcher.info(job_id)).state.is_queued:
+                await t.client.cancel(t.name, job_id, patience=ABANDON_PATIENCE)
+            await t.system.watcher.wait(job_id)
+    for path in logs:
+        with suppress(HpcBridgeError):
+            await t.client.rm(t.name, path, patience=ABANDON_PATIENCE)
+
+
+async def clear_unanswered(t: Transfer, name: str, path: str, asked: list[int], known: Collection[str]) -> None:
+    """End the jobs called `name` about `path` that nobody has the id of, and remove their logs.
+
+    The server had made them for requests whose answers were lost, at the moments `asked` (s since 1970); nothing but
+    their script says what they are about. `known` are the ids of jobs that somebody does have. A job that cannot be
+    found is left to its time limit.
+    """
+    await asyncio.sleep(max(0.0, asked[-1] + UNANSWERED_LAG - time.time()))
+    with suppress(HpcBridgeError):
+        for row in await t.client.jobs(t.name, names=[name], patience=ABANDON_PATIENCE):
+            if row.job_id not in known and _may_be_of(row, asked[0]):
+                await _clear(t, row, path)
+
+
+def _may_be_of(row: JobRow, since: float) -> bool:
+    moment = row.submitted or row.started
+    return moment is None or moment.timestamp() > since - CLOCKS
+
+
+async def _clear(t: Transfer, row: JobRow, path: str) -> None:
+    job = await t.client.metadata(t.name, row.job_id)
+    if path not in (job.script or ""):
+        return
+    if row.name == INGRESS:
+        with suppress(HpcBridgeError):
+            await t.client.cancel(t.name, row.job_id, patience=ABANDON_PATIENCE)
+    await see_off(t, row.job_id, [log for log in (job.standard_output, job.standard_error) if log])
