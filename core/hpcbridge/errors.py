@@ -10,6 +10,7 @@
      ├─ InvalidRequest            refused before or by the server: it can never succeed as it stands
      │   ├─ InvalidName
      │   ├─ InvalidPath
+     │   │   └─ IsDirectory       a directory where only a file will do
      │   └─ InvalidSpec
      ├─ NotFound
      │   ├─ SystemNotFound
@@ -35,6 +36,7 @@
      │   └─ LostRace              exit code 75: another job holds this key's lock
      ├─ TransferError
      │   └─ IntegrityError        size or SHA-256 differ
+     ├─ SomeFailed                of several paths some failed (`failures`: path -> error); the others are done
      └─ BlockingInsideLoop        hpcbridge.blocking called where an event loop is running
 
 Every error knows the site, system, path or job it is about, the id of the request in the server's logs, and a hint:
@@ -149,6 +151,10 @@ class InvalidName(InvalidRequest):
 
 class InvalidPath(InvalidRequest):
     """A path that is not absolute, outside the system's file systems, or that the server's shell would mangle."""
+
+
+class IsDirectory(InvalidPath):
+    """The path of a directory where only a file will do."""
 
 
 class InvalidSpec(InvalidRequest):
@@ -290,6 +296,17 @@ class IntegrityError(TransferError):
     """Size or SHA-256 of the two sides differ."""
 
     _hint = "Transfer it again"
+
+
+class SomeFailed(HpcBridgeError):
+    """Of several paths some failed; the others are done. `failures` says of each path (str) why, as an error."""
+
+    def __init__(self, message: str, *, failures: dict[str, HpcBridgeError] | None = None, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.failures = failures or {}
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *map(str, self.failures.values())])
 
 
 class BlockingInsideLoop(HpcBridgeError):

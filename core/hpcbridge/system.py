@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hpcbridge.jobs.watch import JobWatcher
     from hpcbridge.sites import Site
     from hpcbridge.staging import Progress, TransferResult
+    from hpcbridge.staging.context import Transfer
+    from hpcbridge.staging.remote.operations import Usage
 
 
 class System:
@@ -66,6 +68,15 @@ class System:
     async def _use(self) -> AsyncIterator[tuple[_registry.Entry, str]]:
         with self.hpc._lease() as entry:
             yield entry, await self.resolve()
+
+    @asynccontextmanager
+    async def _remote(
+        self, account: str | None = None, progress: Callable[[Progress], None] | None = None
+    ) -> AsyncIterator[Transfer]:
+        from hpcbridge.staging.remote import jobs
+
+        async with self._use():
+            yield await jobs.context(self, account=account, progress=progress)
 
     def _account(self, account: str | None) -> str | None:
         return account or self.hpc.site.account_for(self.name)
@@ -165,26 +176,121 @@ class System:
                 account=self._account(account),
             )
 
-    async def ls(self, path: str, *, hidden: bool = False) -> list[FileEntry]:
-        """The entries of a directory, without `.` and `..`. Raises PathNotFound, PermissionDenied."""
-        async with self._use() as (entry, name):
-            entries = await entry.client.ls(name, path, hidden=hidden)
-        return [each for each in entries if each.name not in (".", "..")]
+    async def ls(self, path: str, *, hidden: bool = False, recursive: bool = False) -> list[FileEntry]:
+        """The entries of a directory, without `.` and `..`; with `recursive` of the whole tree, names relative to it.
+
+        A file gives itself. Names hold what C's quoting has left of them where the login node runs under a C locale;
+        a directory over the server's limit (about 20,000 entries) is listed by a job. Raises PathNotFound,
+        PermissionDenied.
+        """
+        from hpcbridge.staging.remote import listing
+
+        async with self._remote() as t:
+            return await listing.entries(t, path, hidden=hidden, recursive=recursive)
+
+    async def glob(self, pattern: str) -> list[str]:
+        """The paths that match, sorted: `*`, `?`, `[…]`, and `**` for any number of directories, as in a shell.
+
+        Raises PathNotFound when there is none.
+        """
+        from hpcbridge.staging.remote import globs
+
+        async with self._remote() as t:
+            return [found.path for found in await globs.expand(t, pattern)]
 
     async def stat(self, path: str) -> FileStat:
         """Mode, size (bytes), owner and times of a path. Raises PathNotFound."""
         async with self._use() as (entry, name):
             return await entry.client.stat(name, path)
 
-    async def mkdir(self, path: str, parents: bool = True) -> None:
-        """Make a directory; with `parents` it may exist already."""
-        async with self._use() as (entry, name):
-            await entry.client.mkdir(name, path, parents=parents)
+    async def mkdir(self, path: str | Sequence[str], parents: bool = True) -> None:
+        """Make directories; with `parents` each may exist already."""
+        from hpcbridge.staging.remote import operations
 
-    async def rm(self, path: str) -> None:
-        """Remove a file or a whole directory. Raises PathNotFound."""
-        async with self._use() as (entry, name):
-            await entry.client.rm(name, path)
+        async with self._remote() as t:
+            await operations.make(t, _paths(path), parents=parents)
+
+    async def rm(
+        self,
+        path: str | Sequence[str],
+        *,
+        recursive: bool = True,
+        missing_ok: bool = False,
+        preserve_root: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """Remove files and, unless `recursive` is off, directories with all they hold.
+
+        The root of a file system and your own directory are refused unless `preserve_root` is off. Removals that take
+        longer than the server's five seconds, names that no request can carry, and more than 200 paths go by one job.
+        Raises PathNotFound (not with `missing_ok`), PermissionDenied; SomeFailed for several paths.
+        """
+        from hpcbridge.staging.remote import operations
+
+        async with self._remote(account, progress) as t:
+            await operations.remove(
+                t, _paths(path), recursive=recursive, missing_ok=missing_ok, preserve_root=preserve_root
+            )
+
+    async def cp(
+        self,
+        source: str | Sequence[str],
+        destination: str,
+        *,
+        recursive: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """Copy on the system, as `cp` does, by one job; a `destination` that is a directory means inside it.
+
+        Each new file or tree appears by one rename; a directory that exists is merged into. Raises PathNotFound,
+        PermissionDenied, Conflict; SomeFailed for several sources.
+        """
+        from hpcbridge.staging.remote import operations
+
+        async with self._remote(account, progress) as t:
+            await operations.copy(t, _paths(source), destination, recursive=recursive)
+
+    async def mv(
+        self,
+        source: str | Sequence[str],
+        destination: str,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """Move or rename on the system, as `mv` does, by one job; see `cp`."""
+        from hpcbridge.staging.remote import operations
+
+        async with self._remote(account, progress) as t:
+            await operations.move(t, _paths(source), destination)
+
+    async def du(
+        self, path: str, *, progress: Callable[[Progress], None] | None = None, account: str | None = None
+    ) -> Usage:
+        """Bytes and numbers of files, directories and links under `path`, and the same of each directory in it.
+
+        By one recursive listing, or by a job where that is over the server's limits.
+        """
+        from hpcbridge.staging.remote import operations
+
+        async with self._remote(account, progress) as t:
+            return await operations.usage(t, path)
+
+    async def read(
+        self, path: str, *, progress: Callable[[Progress], None] | None = None, account: str | None = None
+    ) -> AsyncIterator[bytes]:
+        """The bytes of a file of any size, in order, in constant memory; more than one direct download costs a job.
+
+        Raises PathNotFound, PermissionDenied, IsDirectory; IntegrityError after the last byte when what was read is not
+        what is there.
+        """
+        from hpcbridge.staging.remote import reading
+
+        async with self._remote(account, progress) as t, aclosing(reading.read(t, path)) as blocks:
+            async for block in blocks:
+                yield block
 
     async def checksum(self, path: str) -> str:
         """SHA-256 of a file on the system, in hex."""
@@ -237,6 +343,10 @@ class System:
             system=name,
             hint="Name one (`--workdir`, `workdir=`)",
         )
+
+
+def _paths(given: str | Sequence[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given
 
 
 def _no_system(site: Site, names: Sequence[str] = ()) -> HpcBridgeError:
