@@ -128,7 +128,7 @@ class PieceSender:
         self._t.reporter.phase(Phase.UPLOADING, resumed, done=present)
         digest = hashlib.sha256()
         await self._send(range(self._count), digest)
-        self._source.check_unchanged()
+        await asyncio.to_thread(self._source.check_unchanged)
         return digest.hexdigest()
 
     async def repair(self, answer: Answer | None) -> None:
