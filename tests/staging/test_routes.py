@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hpcbridge.errors import HpcBridgeError, InvalidRequest, TooLarge, TransferError
 from hpcbridge.staging import estimates, routes
 from hpcbridge.staging.estimates import Figures
-from hpcbridge.staging.plan import GIB, MAX_PIECES, PIECE, Direction, Limits, Route
+from hpcbridge.staging.plan import AUTO_SHA256, GIB, MAX_PIECES, PIECE, Direction, Limits, Route
 from hpcbridge.staging.progress import Phase, Reporter
 
 S3 = Limits.of(5_242_880, "s3")
@@ -58,7 +58,9 @@ def test_a_long_queue_favours_the_route_whose_job_waits_while_the_bytes_move():
     at_once = routes.choose(1000 * MB, S3, Figures(queue=1), direction=UP)
     waiting = routes.choose(1000 * MB, S3, Figures(queue=300), direction=UP)
     assert (at_once.route, waiting.route) == (Route.CHUNKED, Route.S3)
-    assert sum(step.seconds for step in waiting.estimate.steps if step.what == "in the queue") == pytest.approx(290)
+    assert sum(step.seconds for step in waiting.estimate.steps if step.what == "in the queue") == pytest.approx(
+        290, rel=0.01
+    )
 
 
 def test_what_was_seen_of_a_site_changes_the_choice():
@@ -121,10 +123,13 @@ def test_the_choice_is_the_quickest_that_is_possible_and_explained(size, limits,
 @given(st.integers(1, 10**12), _FIGURES, st.sampled_from(Direction), st.sampled_from(Route))
 def test_more_bytes_never_take_less_time(size, figures, direction, route):
     one, more = (estimates.estimate(route, n, S3, figures, direction).seconds for n in (size, 2 * size))
-    # Up by the object store both may end at the same look; and past the limit nothing is hashed.
-    assert more >= one or (
-        route is Route.S3 and direction is UP and more > one - estimates.LOOK / 2 - GIB / estimates.DISK
-    )
+    hashed = size / estimates.DISK if size <= AUTO_SHA256 < 2 * size else 0  # which larger files are not
+    assert more >= (one - hashed) * 0.999999
+
+
+def test_a_site_with_a_queue_is_not_worth_the_risk_of_a_missed_look():
+    """Half a second saved against 60 lost when the job starts early for once."""
+    assert routes.choose(50 * MB, S3, Figures(queue=20), direction=UP).route is Route.CHUNKED
 
 
 def test_routes_that_cannot_work_are_refused_before_anything_is_sent():

@@ -5,15 +5,18 @@ from __future__ import annotations
 import secrets
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from hpcbridge.cli import output
+from hpcbridge.cli import output, route_table
 from hpcbridge.cli.context import State, choose_system, connect
 from hpcbridge.cli.exits import ExitCode, for_error, next_step
 from hpcbridge.errors import HpcBridgeError, Unavailable
 from hpcbridge.hpc import Hpc, System
+from hpcbridge.staging.plan import Direction
+from hpcbridge.staging.routes import CLOSED, QueueState, queue_state
 
 ROUND_TRIPS = 5
 SLOW = 1.0
@@ -37,12 +40,23 @@ class Stop(Exception):
 class Checkup:
     """Runs the checks in order, showing each as it is done; the first failure gives the exit code."""
 
-    def __init__(self, state: State, *, quiet: bool = False) -> None:
-        """With `quiet` nothing is printed; read `findings`."""
+    def __init__(
+        self, state: State, *, size: int | None = None, directions: Sequence[Direction] = (), quiet: bool = False
+    ) -> None:
+        """With `size` only what moving so many bytes depends on; with `quiet` nothing is printed: read `summary`."""
         self.state = state
+        self.size = size
+        self.directions = directions or tuple(Direction)
         self.quiet = quiet
         self.findings: list[Finding] = []
         self.exit_code: int = ExitCode.OK
+        self._queue: QueueState | None = None
+        self._routes: dict[str, Any] = {}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"ok": self.exit_code == 0, "checks": [vars(each) for each in self.findings], **self._routes}
 
     async def run(self) -> None:
         """Run all checks that make sense."""
@@ -54,11 +68,14 @@ class Checkup:
                 system = choose_system(hpc, self.state)
                 await self._check("system", lambda: self._system(system), fatal=True)
                 await self._check("limits", lambda: self._limits(system))
-                await self._check("user", lambda: self._user(system))
-                await self._check("files", lambda: self._files(system))
+                if self.size is None:
+                    await self._check("user", lambda: self._user(system))
+                    await self._check("files", lambda: self._files(system))
+                await self._check("queue", lambda: self._queue_state(system))
+                await self._show_routes(system)
         except Stop:
             pass
-        if not self.quiet:
+        if not self.quiet and self.size is None:
             good = self.exit_code == ExitCode.OK
             output.note("Everything is in order." if good else "Not ready yet: see the first line marked ✗.")
 
@@ -131,6 +148,32 @@ class Checkup:
         info = await system.info()
         large = f"larger ones by {info.transfer}" if info.transfer else "no transfer service for larger ones"
         return f"direct transfers up to {output.size(info.max_ops_file_size)}, {large}"
+
+    async def _queue_state(self, system: System) -> str:
+        self._queue = found = await queue_state(system.client, await system.info())
+        if found is None:
+            return "transfer jobs go where the scheduler puts them"
+        if not found.starts_jobs:
+            raise Unavailable(
+                f"transfer jobs go to the partition {found.partition}, which is {found.state}",
+                system=system.name,
+                hint="Files up to the direct limit move all the same; larger ones wait until the site opens it",
+            )
+        return f"transfer jobs go to the partition {found.partition}, which is {found.state}"
+
+    async def _show_routes(self, system: System) -> None:
+        limits, figures = await route_table.figures_of(system)
+        if self._queue is not None and not self._queue.starts_jobs:
+            figures = replace(figures, queue=max(figures.queue, CLOSED))
+        sizes = route_table.SIZES if self.size is None else (self.size,)
+        found = route_table.choices(limits, figures, sizes, self.directions)
+        self._routes = route_table.summary(found, figures, self._queue)
+        if self.quiet:
+            return
+        if self.size is None:
+            route_table.show_overview(found)
+        else:
+            route_table.show_details(found)
 
     async def _user(self, system: System) -> str:
         user = await system.client.userinfo(system.name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpcbridge.cli import output
-from hpcbridge.cli.context import JsonOption, SiteOption, State, SystemOption, connect, run, state_of
+from hpcbridge.cli.context import JsonOption, SiteOption, State, SystemOption, connect, run, state_of, usage_error
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import SystemInfo
@@ -67,15 +67,33 @@ def summary(info: SystemInfo) -> dict[str, Any]:
     }
 
 
-def doctor(ctx: typer.Context, json: JsonOption = False, site: SiteOption = None, system: SystemOption = None) -> None:
+def doctor(
+    ctx: typer.Context,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="BYTES", help="Say only how so many bytes would move: 20G, 1.5TB, 512MiB."),
+    ] = None,
+    up: Annotated[bool, typer.Option("--up", help="With --size: to the system only.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="With --size: from the system only.")] = False,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
     """Check that everything works, and say what to do next.
 
-    Goes from the configuration over token, server, system and limits to a file written and read back.
+    Goes from the configuration over token, server, system and limits to a file written and read back, and ends with the
+    routes that files would take: the estimate of each comes from what earlier transfers have shown of the site.
     """
     from hpcbridge.cli.checkup import Checkup
+    from hpcbridge.cli.route_table import parse_size
+    from hpcbridge.staging.plan import Direction
 
-    checkup = Checkup(state_of(ctx, site, system), quiet=json)
+    if (up or down) and size is None:
+        raise usage_error("--up and --down go with --size", "--size")
+    directions = [way for way, asked in ((Direction.UP, up), (Direction.DOWN, down)) if asked]
+    wanted = None if size is None else parse_size(size)
+    checkup = Checkup(state_of(ctx, site, system), size=wanted, directions=directions, quiet=json)
     run(checkup.run())
     if json:
-        output.print_json({"ok": checkup.exit_code == 0, "checks": [vars(each) for each in checkup.findings]})
+        output.print_json(checkup.summary)
     raise typer.Exit(checkup.exit_code)

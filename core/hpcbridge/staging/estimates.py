@@ -8,14 +8,15 @@ what this client has met at a site.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hpcbridge.staging.plan import AUTO_SHA256, Direction, Limits, Route, piece_count
 
 LOOK = 60.0
 """Seconds between two looks of the ingress job for the object; nothing announces them."""
-SURE = 5.0
-"""Seconds by which an upload has to be early for the job's first look to be counted on."""
+OPENING = 2.0
+"""Seconds in which an upload is opened and completed, while its job may already look."""
 JOB = 1.0
 """Seconds of a small job beside its wait in the queue: submit, start, and the look for its answer."""
 STREAMER_START = 5.0
@@ -118,12 +119,15 @@ def _s3_up(size: int, _: Limits, f: Figures) -> _Steps:
 
 
 def _found(sent: float, queue: float) -> list[tuple[str, float]]:
-    """The wait from the last byte in the store until the ingress job sees it: it looks at its start, then each LOOK."""
-    # A wait that is usually long may be short this time, and a look missed costs LOOK.
-    if queue / 2 >= sent + SURE:
-        return [("in the queue", queue - sent)]
-    # Nobody knows where in its rhythm a long upload ends: half of it, on average.
-    return [("until the server looks", max(queue + LOOK - sent, LOOK / 2))]
+    """The wait from the last byte in the store until the ingress job sees it: it looks at its start, then each LOOK.
+
+    The time in the queue is taken as exponentially distributed: a wait that is usually long may be short this time, and
+    a first look that comes too early costs another one.
+    """
+    early = -math.expm1(-(sent + OPENING) / queue)
+    # Where in its rhythm a long upload ends nobody knows: half of it, on average.
+    missed = early * max(LOOK - sent / 2, LOOK / 2)
+    return [("in the queue", queue * math.exp(-sent / queue)), ("until the server looks", missed)]
 
 
 def _s3_down(size: int, _: Limits, f: Figures) -> _Steps:
