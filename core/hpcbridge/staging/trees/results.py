@@ -1,52 +1,61 @@
-"""What the transfer of a tree hands back."""
+"""What copying or synchronizing a tree hands back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from hpcbridge.staging.progress import TransferResult
-from hpcbridge.staging.trees.entries import Skipped
+from hpcbridge.staging.trees.entries import Kind, Skipped
 
 
 class Action(StrEnum):
-    """What happens to one path of the target."""
+    """What happens to one entry of the target."""
 
-    CREATE = "create"
-    UPDATE = "update"
+    COPY = "copy"
+    """It is brought there, new or in place of what is there."""
+    MOVE = "move"
+    """Its content is there already, at another path."""
+    CHANGE = "change"
+    """Its mode or time is set; the content stays."""
     DELETE = "delete"
+    """It is removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One path (bytes, relative to the tree's root) that is, or in a dry run would be, written or removed.
+    """One entry of the target that is changed, or (with `dry_run`) would be; `size` is in bytes."""
 
-    `kind` is "file", "directory" or "link"; `size` is that of a file, in bytes.
-    """
-
-    action: Action
     path: bytes
-    kind: str = "file"
+    action: Action
+    kind: Kind
     size: int = 0
 
 
-NOTHING_SENT = "none"
-"""The route of a tree that needed no transfer."""
-
-
 @dataclass(frozen=True, slots=True)
-class TreeResult(TransferResult):
-    """What the transfer of a tree did: `bytes` is what travelled (the archive), `route` is "none" where nothing had to.
+class TreeResult:
+    """What was done to a tree.
 
-    `files`, `directories` and `links` were written, `unchanged` paths were left alone, and `deleted` ones removed.
-    `skipped` paths were left out, each with the reason. `changes` lists them path by path after a dry run (nothing was
-    sent), and where a sync knows them.
+    Attributes:
+        route: how the archive travelled; None when nothing had to.
+        bytes: of the archive that was sent or received (compressed, where it was); with `dry_run`, of the content that
+            would be.
+        files, directories, links: entries brought to the target.
+        seconds: it took.
+        skipped: what was left out, or did not hold still, and why; paths are relative to the tree.
+        deleted: entries removed from the target.
+        unchanged: entries that were the same on both sides.
+        changes: what was (or would be) done to each entry; filled by `dry_run` and by synchronizing.
+        sha256: hex digest of the archive that both sides agree on, None when only the size was compared.
     """
 
-    files: int = 0
-    directories: int = 0
-    links: int = 0
-    skipped: tuple[Skipped, ...] = ()
+    route: str | None
+    bytes: int
+    files: int
+    directories: int
+    links: int
+    seconds: float
+    skipped: list[Skipped] = field(default_factory=list)
     deleted: int = 0
     unchanged: int = 0
-    changes: tuple[Change, ...] = ()
+    changes: list[Change] = field(default_factory=list)
+    sha256: str | None = None
