@@ -89,12 +89,26 @@ def test_yesterdays_journal_loads():
     assert load_journal(text, SOURCE, 300) == 0b101
 
 
-@given(done=st.integers(0, 15))
-def test_the_journal_comes_back(done):
-    text = dump_journal(SOURCE, 300, done)
-    assert json.loads(text)["format"] == 1
-    assert load_journal(text, SOURCE, 300) == done
+@given(synced=st.integers(0, 15), written=st.integers(0, 15))
+def test_the_journal_comes_back(synced, written):
+    text = dump_journal(SOURCE, 300, synced, written)
+    journal = json.loads(text)
+    assert journal["format"] == 1
+    assert load_journal(text, SOURCE, 300) == synced | written
     assert load_journal(text, SOURCE, 301) == 0
+    # After a crash of the machine only what was on the disk is there.
+    assert load_journal(json.dumps(journal | {"boot": "another"}), SOURCE, 300) == synced
+    assert load_journal(json.dumps(journal | {"boot": ""}), SOURCE, 300) == synced
+
+
+def test_each_range_is_journalled_when_it_is_written(tmp_path):
+    part = PartFile.open(tmp_path / "x", SOURCE, 300)
+    fill(part, bytes(1000), [0, 1])
+    part.note()
+    part.close()
+    again = PartFile.open(tmp_path / "x", SOURCE, 300)
+    assert again.done == 0b11
+    again.close()
 
 
 @given(done=st.sets(st.integers(0, 40)))

@@ -54,15 +54,23 @@ async def remote_sha256(t: Transfer, path: RemotePath) -> str | None:
 
 
 async def _by_job(t: Transfer, path: RemotePath) -> str:
-    from hpcbridge.staging import keyed_jobs  # loaded when first used: it takes a sixth of a second
+    # Loaded when first used: it takes a sixth of a second.
+    from hpcbridge.staging import keyed_jobs
+    from hpcbridge.staging.journal import Journal
 
-    # In the user's own directory: nothing says that we may write beside a file that we may read.
-    stage = await keyed_jobs.private_directory(t)
-    plan = Prepare(stage, secrets.token_hex(4), path, piece=None, sha256=True)
-    job = keyed_jobs.spec(t, script=plan.script(), directory=stage, label="hpcbridge-sum", session=plan.session)
-    text = await keyed_jobs.run(t, job, f"sum {plan.session}", posixpath.join(stage, plan.answer_name))
-    prepared = parse_prepared(text) if text is not None else None
-    await keyed_jobs.remove_directory(t, stage)
+    with Journal.of(t, "sum", str(path), str(t.local)) as journal:
+        if journal.about:
+            await keyed_jobs.remove_directory(t, journal.about["stage"])
+        # In the user's own directory: nothing says that we may write beside a file that we may read.
+        stage = await keyed_jobs.private_path(t)
+        journal.start(stage=stage)
+        await keyed_jobs.make_directory(t, stage)
+        plan = Prepare(stage, secrets.token_hex(4), path, piece=None, sha256=True)
+        job = keyed_jobs.spec(t, script=plan.script(), directory=stage, label="hpcbridge-sum", session=plan.session)
+        text = await keyed_jobs.run(t, job, f"sum {plan.session}", posixpath.join(stage, plan.answer_name))
+        prepared = parse_prepared(text) if text is not None else None
+        await keyed_jobs.remove_directory(t, stage)
+        journal.remove()
     if prepared is None or prepared.sha256 is None:
         why = prepared.reason if prepared else "it ended without an answer"
         raise t.error(f"the job that computes the checksum failed: {why}", path=str(path))

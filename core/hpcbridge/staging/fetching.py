@@ -12,7 +12,7 @@ from hpcbridge.staging.partfile import PartFile, PrefixSha256
 from hpcbridge.staging.progress import Phase, Reporter
 
 SAVE_INTERVAL = 5.0
-"""Seconds between two entries in the journal: what a crash loses at most."""
+"""Seconds between two moments at which all is on the disk: what a crash of the machine loses at most."""
 
 Write = Callable[[int, bytes], None]
 """Takes (offset, bytes), in order; from any thread."""
@@ -79,12 +79,14 @@ class Receiver:
         """Take bytes that have arrived, in order within a run; any thread."""
         self._part.write(offset, data)
         end, step = offset + len(data), self._part.step
+        last = end == self._part.source.size
         with self._counting:
             self._unreported += len(data)
-            for index in range(offset // step, end // step):
+            whole = range(offset // step, -(-end // step) if last else end // step)
+            for index in whole:
                 self._part.mark(index)
-            if end == self._part.source.size:
-                self._part.mark((end - 1) // step)
+        if whole:
+            self._part.note()
 
     async def _report(self) -> None:
         """Tell the caller, in the loop's thread, where an exception of the callback ends the transfer."""

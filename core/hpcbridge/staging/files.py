@@ -214,7 +214,7 @@ async def _by_server(
         if route is Route.S3:
             from hpcbridge.staging import s3_download
 
-            digest = await s3_download.get(t, plain, part)
+            digest = await s3_download.get(t, plain, part, resume=resume)
         else:
             from hpcbridge.staging import streamer
 

@@ -13,6 +13,7 @@ from hpcbridge.jobs.spec import JobSpec
 from hpcbridge.jobs.state import LOST_RACE_EXIT, JobInfo, JobState
 from hpcbridge.jobs.submit import submit_once
 from hpcbridge.staging.context import PATIENCE, Transfer, given_up, transfer_directives
+from hpcbridge.staging.preparing import PRIVATE_PREFIX
 from hpcbridge.staging.progress import Phase
 
 FIRST_LOOK = 0.15
@@ -113,10 +114,20 @@ async def _look(t: Transfer, path: str) -> str | None:
 
 async def private_directory(t: Transfer) -> str:
     """A new hidden directory in the user's own: nothing says that we may write beside a file that we may read."""
-    directory = posixpath.join(await t.system.home(), f".hpcbridge-get-{secrets.token_hex(8)}")
+    directory = await private_path(t)
+    await make_directory(t, directory)
+    return directory
+
+
+async def private_path(t: Transfer) -> str:
+    """A path for `make_directory`, to be written down before: then it can be removed after a crash."""
+    return posixpath.join(await t.system.home(), f"{PRIVATE_PREFIX}{secrets.token_hex(8)}")
+
+
+async def make_directory(t: Transfer, directory: str) -> None:
+    """Make a staging directory, unless it is there."""
     with suppress(AlreadyExists):
         await t.client.mkdir(t.name, directory, parents=False, patience=PATIENCE)
-    return directory
 
 
 async def remove_directory(t: Transfer, directory: str) -> None:

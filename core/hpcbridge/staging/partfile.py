@@ -2,6 +2,9 @@
 
 `NAME` is received as `.NAME.hpcbridge-part` in the same directory and renamed when it is complete and checked. The
 journal `.NAME.hpcbridge-part.json` beside it is safe to delete: the download then starts again.
+
+A range that was written outlives this process, and, once it is on the disk, this machine's next start. The journal says
+of both which they are, so that it can be written after each range and the disk be waited for only now and then.
 """
 
 from __future__ import annotations
@@ -12,9 +15,12 @@ import fcntl
 import hashlib
 import json
 import os
+import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +67,8 @@ class PartFile:
         self.step = step
         self.done = 0
         self._fd = fd
+        self._synced = 0
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, target: Path, source: Source, step: int, *, resume: bool = True) -> Self:
@@ -80,7 +88,7 @@ class PartFile:
             _lock(fd, target)
             self = cls(target, source, step, fd)
             if resume:
-                self.done = self._journalled()
+                self.done = self._synced = self._journalled()
             if not self.done:
                 os.ftruncate(fd, 0)
             _require_room(fd, source.size, target)
@@ -134,17 +142,23 @@ class PartFile:
 
     def forget(self) -> None:
         """No range is there: the next attempt starts again."""
-        self.done = 0
+        self.done = self._synced = 0
         journal_path(self.target).unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write the journal, after the data it speaks of."""
+        """Wait until the data is on the disk, and write the journal."""
         done = self.done
         _sync_data(self._fd)
+        self._synced = done
+        self.note()
+
+    def note(self) -> None:
+        """Write the journal; any thread. What it says of data that is not on the disk yet holds until the next boot."""
         journal = journal_path(self.target)
         new = journal.with_name(journal.name + ".new")
-        new.write_text(dump_journal(self.source, self.step, done))
-        new.replace(journal)
+        with self._writing:
+            new.write_text(dump_journal(self.source, self.step, self._synced, self.done))
+            new.replace(journal)
 
     def publish(self) -> None:
         """Rename to the target and remove the journal."""
@@ -165,9 +179,13 @@ class PartFile:
         journal_path(self.target).unlink(missing_ok=True)
 
 
-def dump_journal(source: Source, step: int, done: int) -> str:
-    """The journal's text: the source, bytes per range, and a bit (hexadecimal) per range that is there."""
-    return json.dumps({"format": JOURNAL_FORMAT, "source": asdict(source), "range": step, "done": f"{done:x}"})
+def dump_journal(source: Source, step: int, synced: int, written: int) -> str:
+    """The journal's text: the source, bytes per range, and a bit (hexadecimal) per range that is there.
+
+    `done` are the ranges that are on the disk, `written` those that this boot of the machine can still read.
+    """
+    ranges = {"range": step, "done": f"{synced:x}", "written": f"{written:x}", "boot": boot()}
+    return json.dumps({"format": JOURNAL_FORMAT, "source": asdict(source), **ranges})
 
 
 def load_journal(text: str, source: Source, step: int) -> int:
@@ -181,7 +199,20 @@ def load_journal(text: str, source: Source, step: int) -> int:
     if journal.get("source") != asdict(source) or journal.get("range") != step:
         return 0
     done = int(str(journal.get("done")), 16)
+    if boot() and journal.get("boot") == boot():
+        done |= int(str(journal.get("written", 0)), 16)
     return done & ((1 << piece_count(source.size, step)) - 1)
+
+
+@cache
+def boot() -> str:
+    """What names this run of the machine's kernel; "" where nothing does."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]  # macOS
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    return ""
 
 
 def _lock(fd: int, target: Path) -> None:

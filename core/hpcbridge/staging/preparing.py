@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hpcbridge.staging.joining import packed, piece_name
+from hpcbridge.staging.joining import STALE_MINUTES, packed, piece_name
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.plan import PIECE_NAME_DIGITS
+
+PRIVATE_PREFIX = ".hpcbridge-get-"
+"""How the directories begin in which files are cut; the next job removes those that nobody came back to."""
 
 _SCRIPT = r"""#!/bin/bash
 # hpcbridge: measures, hashes and cuts one file so that it can be fetched in pieces.
@@ -31,6 +34,7 @@ sum=-
 [ "$piece" -eq 0 ] || split -b "$piece" -d -a @DIGITS@ -- "$source" @SESSION@. 2>"$errors" || fail
 after=$(measure) || fail
 [ "$before" = "$after" ] || { echo 'the file changed meanwhile' >"$errors"; fail; }
+find "${stage%/*}/" -maxdepth 1 -type d -name '@PREFIX@*' -user "$(id -u)" -mmin +@STALE@ -exec rm -rf {} + 2>/dev/null
 answer "prepared $after $sum"
 """
 
@@ -64,6 +68,8 @@ class Prepare:
             "ANSWER": self.answer_name,
             "SESSION": self.session,
             "DIGITS": str(PIECE_NAME_DIGITS),
+            "PREFIX": PRIVATE_PREFIX,
+            "STALE": str(STALE_MINUTES),
         }
         return re.sub("@([A-Z0-9]+)@", lambda match: values[match[1]], _SCRIPT)
 

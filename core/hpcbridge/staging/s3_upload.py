@@ -91,7 +91,7 @@ class _Upload:
                 await self._finish()
                 return True
             except HOPELESS:
-                self._source.check_unchanged()
+                await asyncio.to_thread(self._source.check_unchanged)
         await self._abandon()
         return False
 
@@ -166,7 +166,7 @@ class _Upload:
         again = bool(self._journal.noted("completing"))
         sending = asyncio.ensure_future(self._send(upload, parts, etags))
         await self._before_the_job_ends(sending, upload.job)
-        self._source.check_unchanged()
+        await asyncio.to_thread(self._source.check_unchanged)
         self._journal.add(completing=True)
         store = ObjectStore(self._t.client.session.storage)
         await store.complete(upload.complete_url.reveal(), [etags[index] for index in range(len(parts))], again=again)
