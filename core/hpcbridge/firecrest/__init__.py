@@ -20,6 +20,7 @@ from hpcbridge.firecrest.models import (
     UserInfo,
 )
 from hpcbridge.firecrest.paths import check_name, check_path
+from hpcbridge.firecrest.stream import Stream
 
 __all__ = [
     "FileContent",
@@ -34,6 +35,7 @@ __all__ = [
     "SSHTimeouts",
     "Scheduler",
     "ServiceHealth",
+    "Stream",
     "SystemInfo",
     "TransferJob",
     "UserInfo",

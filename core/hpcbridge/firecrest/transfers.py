@@ -1,8 +1,9 @@
 """`/filesystem/{system}/transfer/*`: the server makes a job of its own for each, without a key.
 
 A lost answer therefore is an AmbiguousOutcome that nobody can look up by name: a staging job may be left behind, and
-ends by its own time limit. hpcbridge uses only the S3 ones; copies, moves and archives are better made as keyed jobs,
-because the server's jobs of cp and rm end COMPLETED even when they failed: read their log for "successfully".
+ends by its own time limit. hpcbridge uses only those of S3 and the streamer; copies, moves and archives are better made
+as keyed jobs, because the server's jobs of cp and rm end COMPLETED even when they failed: read their log for
+"successfully".
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from hpcbridge.errors import ServerError
 from hpcbridge.firecrest.models import S3Download, S3Upload, TransferJob
 from hpcbridge.firecrest.paths import check_path
+from hpcbridge.firecrest.stream import Stream
 from hpcbridge.firecrest.wire import Endpoints, json_object, part
 
 
@@ -41,6 +43,33 @@ class Transfers(Endpoints):
             system, "download", path, {"transferDirectives": {"transferMethod": "s3"}}, account, patience
         )
         return S3Download.from_json(answer)
+
+    async def stream_upload(
+        self, system: str, path: str, *, account: str | None = None, patience: float | None = None
+    ) -> Stream:
+        """The coordinates of a job that will receive `path` over the streamer.
+
+        Raises:
+            AlreadyExists: there is something at `path`.
+            AmbiguousOutcome: the job may exist; asking again makes another one.
+        """
+        return await self._stream(system, "upload", path, account, patience)
+
+    async def stream_download(
+        self, system: str, path: str, *, account: str | None = None, patience: float | None = None
+    ) -> Stream:
+        """The coordinates of a job that will send `path` over the streamer; not for directories."""
+        return await self._stream(system, "download", path, account, patience)
+
+    async def _stream(
+        self, system: str, operation: str, path: str, account: str | None, patience: float | None
+    ) -> Stream:
+        body = {"transferDirectives": {"transferMethod": "streamer"}}
+        answer = await self._transfer(system, operation, path, body, account, patience)
+        try:
+            return Stream.from_json(answer)
+        except ValueError as error:
+            raise ServerError(str(error), system=system, path=path, job_id=_job_of(answer).job_id) from None
 
     async def transfer_cp(
         self,
