@@ -60,8 +60,6 @@ class Delivery:
         if self._route in (Route.DIRECT, Route.CHUNKED):
             digest: str | None = await self._sender.send()
         else:
-            if not self.stage.present:
-                self.stage.session = secrets.token_hex(4)
             digest = await self._send_whole(hashing=checked)
         self.sha256 = digest if checked else None
 
@@ -74,24 +72,32 @@ class Delivery:
             await self._send_whole(hashing=False)
 
     async def _send_whole(self, *, hashing: bool) -> str | None:
+        """As one piece. The server's job is told its path, so an upload that is gone on with keeps its session."""
         digest = asyncio.ensure_future(self._source.sha256()) if hashing else None
         try:
-            if not self.stage.present:
-                await self._carry(RemotePath(self.stage.directory, piece_name(self.stage.session, 0)))
-                self.stage.present.add(0)
+            if self._route is Route.S3:
+                await self._by_s3()
+            elif not self.stage.present:
+                from hpcbridge.staging import streamer
+
+                self.stage.session = secrets.token_hex(4)
+                await streamer.put(self._t, self._source, self._only_piece(), check=False)
+            self.stage.present.add(0)
             return await digest if digest else None
         finally:
             await given_up(digest)
 
-    async def _carry(self, place: RemotePath) -> None:
-        if self._route is Route.S3:
-            from hpcbridge.staging import s3_upload
+    async def _by_s3(self) -> None:
+        from hpcbridge.staging import s3_upload
 
-            await s3_upload.put(self._t, self._source, place, check=False)
-        else:
-            from hpcbridge.staging import streamer
+        earlier = s3_upload.earlier_target(self._t, self._source, self.stage.directory)
+        if earlier is None and self.stage.present:
+            return
+        self.stage.session = earlier.name.partition(".")[0] if earlier else secrets.token_hex(4)
+        await s3_upload.put(self._t, self._source, self._only_piece(), check=False, place=self.stage.directory)
 
-            await streamer.put(self._t, self._source, place, check=False)
+    def _only_piece(self) -> RemotePath:
+        return RemotePath(self.stage.directory, piece_name(self.stage.session, 0))
 
 
 def stage_piece(t: Transfer, source: SourceFile, route: Route) -> int:

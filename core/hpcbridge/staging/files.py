@@ -6,16 +6,16 @@ import posixpath
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from hpcbridge.errors import InvalidPath
+from hpcbridge.errors import InvalidPath, IsDirectory
 from hpcbridge.staging import direct
 from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath, parse_remote
 from hpcbridge.staging.partfile import PartFile, Source
-from hpcbridge.staging.plan import RANGE, Direction, Limits, Route, verification
+from hpcbridge.staging.places import require_inside, usable_limits
+from hpcbridge.staging.plan import RANGE, Direction, Route, verification
 from hpcbridge.staging.progress import Phase, Progress, Reporter, TransferResult
 from hpcbridge.staging.routes import remember, route_for
 
@@ -61,7 +61,7 @@ async def put_file(
     try:
         info = await system.client.system(system.name, patience=PATIENCE)
         t = Transfer(system, info, path, Reporter(progress, source.size), checked, account, source.size)
-        _inside(t, target)
+        require_inside(t, target)
         needs_job = atomic or not target.upload_carries_it
         chosen = await route_for(
             t,
@@ -69,14 +69,16 @@ async def put_file(
             direction=Direction.UP,
             wanted=route,
             needs_job=needs_job,
-            limits=_usable(t, target, route),
+            limits=usable_limits(t, target.directory, route),
         )
         if chosen is Route.DIRECT:
             digest = await direct.put(t, source, target)
-        elif chosen is Route.CHUNKED or atomic or not target.scripts_carry_it:
-            digest = await _put_by_job(t, source, target, chosen)
+        elif chosen is Route.S3 and target.scripts_carry_it and not atomic:
+            from hpcbridge.staging import s3_upload
+
+            digest = await s3_upload.put(t, source, target)
         else:
-            digest = await _put_at_once(t, source, target, chosen)
+            digest = await _put_by_job(t, source, target, chosen)
     finally:
         source.close()
     return await _done(t, chosen, Direction.UP, begun, digest)
@@ -87,17 +89,6 @@ async def _done(t: Transfer, route: Route, direction: Direction, begun: float, d
     seconds = time.monotonic() - begun
     await remember(t, route, direction)
     return TransferResult(route.value, t.size, seconds, digest)
-
-
-async def _put_at_once(t: Transfer, source: LocalFile, target: RemotePath, route: Route) -> str | None:
-    """By the server's own job straight to the target."""
-    if route is Route.S3:
-        from hpcbridge.staging import s3_upload
-
-        return await s3_upload.put(t, source, target)
-    from hpcbridge.staging import streamer
-
-    return await streamer.put(t, source, target)
 
 
 async def _put_by_job(t: Transfer, source: LocalFile, target: RemotePath, route: Route) -> str | None:
@@ -144,7 +135,7 @@ async def get_file(
     target = _local_target(Path(local), source.name)
     info = await system.client.system(system.name, patience=PATIENCE)
     t = Transfer(system, info, target, Reporter(progress), checked, account)
-    _inside(t, source)
+    require_inside(t, source)
     chosen, digest = await _get(t, source, target, route, resume=resume)
     return await _done(t, chosen, Direction.DOWN, begun, digest)
 
@@ -164,7 +155,7 @@ async def _get(
     if stat.S_ISLNK(found.mode):
         plain, found = None, await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
     if stat.S_ISDIR(found.mode):
-        raise t.error(f"{source} is a directory", kind=InvalidPath, path=str(source), hint="Only files are fetched")
+        raise t.error(f"{source} is a directory", kind=IsDirectory, path=str(source), hint="Only files are fetched")
     t.size = t.reporter.total = found.size
     route = await route_for(t, found.size, direction=Direction.DOWN, wanted=wanted)
     if route in (Route.S3, Route.STREAMER):
@@ -223,22 +214,3 @@ async def _by_server(
     finally:
         part.close()
     return digest
-
-
-def _usable(t: Transfer, target: RemotePath, wanted: str | None) -> Limits:
-    """The limits for this target: without the server's own jobs where its directory breaks their scripts."""
-    if RemotePath(target.directory, "data").scripts_carry_it:
-        return t.limits
-    if wanted in (Route.S3, Route.STREAMER):
-        hint = "Leave the route out, or choose a directory without white space and shell characters"
-        raise t.error(
-            "the server's transfer scripts cannot name this directory", kind=InvalidPath, path=str(target), hint=hint
-        )
-    return replace(t.limits, s3=False, streamer=False)
-
-
-def _inside(t: Transfer, path: RemotePath) -> None:
-    """The server checks this for some calls only, and a job would write anywhere."""
-    if t.info.file_systems and t.info.file_system_of(str(path)) is None:
-        there = ", ".join(each.path for each in t.info.file_systems)
-        raise t.error(f"{path} is in none of the system's file systems", kind=InvalidPath, path=str(path), hint=there)
