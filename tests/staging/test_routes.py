@@ -79,7 +79,7 @@ def test_the_measured_deployment_is_estimated_as_it_was_measured():
     }
     assert 55 < seconds[Route.S3, UP] < 75
     assert 4 < seconds[Route.CHUNKED, UP] < 8
-    assert 10 < seconds[Route.STREAMER, UP] < 15
+    assert 11 < seconds[Route.STREAMER, DOWN] < 15
     assert 3 < seconds[Route.S3, DOWN] < 7
 
 

@@ -75,10 +75,10 @@ def estimate(
 ) -> Estimate:
     """What `size` bytes by `route` would cost, whether or not the route can carry them.
 
-    `needs_job`: a job of ours publishes what has arrived, on every route.
+    `needs_job`: a job of ours publishes what has arrived, on every route; what comes by the streamer always needs one.
     """
     steps, requests, note = _ROUTES[route, direction](size, limits, figures)
-    if needs_job and direction is Direction.UP and route in (Route.S3, Route.STREAMER):
+    if direction is Direction.UP and (route is Route.STREAMER or (needs_job and route is Route.S3)):
         steps, requests = [*steps, ("publishing", figures.queue + JOB + size / DISK)], requests + 6
     trips = Step("requests", min(requests, _IN_LINE) * figures.trip)
     return Estimate((*(Step(what, seconds) for what, seconds in steps if seconds > 0), trips), requests, note)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from hpcbridge.errors import HpcBridgeError, InvalidRequest, TooLarge, TransferError
@@ -240,9 +241,19 @@ def _refusal(route: Route, size: int, limits: Limits, direction: Direction) -> H
     if size == 0:
         # Upload: the ingress job polls until its time limit. Download: exit 70, a division by zero.
         return InvalidRequest(f"an empty file cannot go through the {what}", hint=_LEAVE)
+    if route is Route.STREAMER and not _has_library():
+        return TransferError("the streamer needs the package websockets", hint="pip install 'hpcbridge[streamer]'")
     if route is Route.STREAMER and direction is Direction.UP and size > limits.inbound:
         return TooLarge(f"{size} bytes are over the streamer's {limits.inbound}", hint=_LEAVE)
     return None
+
+
+@cache
+def _has_library() -> bool:
+    try:
+        return importlib.util.find_spec("websockets.asyncio.client") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 _LEAVE = "Leave the route out and the best one is taken"
