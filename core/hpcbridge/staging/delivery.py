@@ -81,7 +81,8 @@ class Delivery:
                 from hpcbridge.staging import streamer
 
                 self.stage.session = secrets.token_hex(4)
-                await streamer.put(self._t, self._source, self._only_piece(), check=False)
+                place = self.stage.directory
+                await streamer.put(self._t, self._source, self._only_piece(), check=False, place=place)
             self.stage.present.add(0)
             return await digest if digest else None
         finally:

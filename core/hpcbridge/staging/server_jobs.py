@@ -154,7 +154,7 @@ async def _clear(t: Transfer, row: JobRow, path: str) -> None:
     job = await t.client.metadata(t.name, row.job_id)
     if path not in (job.script or ""):
         return
-    if row.name == INGRESS:
+    if row.name == INGRESS or t.info.transfer == "streamer":
         with suppress(HpcBridgeError):
             await t.client.cancel(t.name, row.job_id, patience=ABANDON_PATIENCE)
     await see_off(t, row.job_id, [log for log in (job.standard_output, job.standard_error) if log])

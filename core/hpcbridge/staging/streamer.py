@@ -18,13 +18,13 @@ import asyncio
 import hashlib
 import json
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hpcbridge.errors import (
     AlreadyExists,
-    AmbiguousOutcome,
     HpcBridgeError,
     IntegrityError,
     InvalidPath,
@@ -32,8 +32,10 @@ from hpcbridge.errors import (
     TooLarge,
     TransferError,
 )
-from hpcbridge.staging import digests, server_jobs
+from hpcbridge.firecrest.models import TransferJob
+from hpcbridge.staging import asking, digests, server_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer, given_up, in_thread
+from hpcbridge.staging.journal import Entry, Journal
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.partfile import PartFile
 from hpcbridge.staging.plan import Verify
@@ -48,34 +50,158 @@ ATTEMPTS = 3
 """Times a file is sent or received whose connection breaks, or that arrives damaged."""
 
 
-async def put(t: Transfer, source: SourceFile, target: RemotePath, *, check: bool = True) -> str | None:
+async def put(
+    t: Transfer, source: SourceFile, target: RemotePath, *, check: bool = True, place: str | None = None
+) -> str | None:
     """Send `source` to `target`; returns the SHA-256 both sides agree on, None when only the size was compared.
 
     A file that is at `target` already is removed first, and half a file can be seen there until the end: meant for
-    names of our own in a staging directory. `check=False` leaves the comparison to a job that is to come.
+    names of our own in a staging directory. `check=False` leaves the comparison to a job that is to come. `place` is
+    what a killed upload is found by, so that its job is ended, where the target's name differs from one to the next.
 
     Raises TransferError when the streamer cannot be reached or fails, IntegrityError when the file arrives damaged
-    again and again, TooLarge before anything is sent, InvalidPath for a path that its script cannot name.
+    again and again, TooLarge before anything is sent, InvalidPath for a path that its script cannot name, Conflict when
+    another process sends to the same target.
     """
     require_library()
     _refuse(t, source, target)
-    fault = Lost()
-    for _ in range(ATTEMPTS):
-        stream = await _place(t, target)
+    with Journal.of(t, "streamer-put", place or str(target)) as journal:
+        return await _Upload(t, source, target, journal, check=check).run()
+
+
+def _refuse(t: Transfer, source: SourceFile, target: RemotePath) -> None:
+    _refuse_path(t, target)
+    most = t.limits.inbound // CHUNK * CHUNK
+    if source.size > most:
+        hint = "Leave the route out and the best one is taken"
+        raise t.error(f"{source.size} bytes are over the streamer's {most}", kind=TooLarge, path=source.name, hint=hint)
+
+
+def _refuse_path(t: Transfer, path: RemotePath) -> None:
+    if not path.scripts_carry_it:
+        hint = "White space and shell characters break it; leave the route out"
+        raise t.error("the streamer's script cannot name this path", kind=InvalidPath, path=str(path), hint=hint)
+
+
+class _Streamed(ABC):
+    """One file's way over the streamer: as often as needed, each time with a job of its own.
+
+    The journal has nothing to go on with. It knows the job, which would wait for its client for hours, so that a later
+    attempt ends it after this process was killed.
+    """
+
+    name: str
+    """What the server calls the job."""
+
+    def __init__(self, t: Transfer, path: RemotePath, journal: Journal) -> None:
+        self._t = t
+        self._path = path
+        self._journal = journal
+
+    async def run(self) -> str | None:
+        """Returns the SHA-256 both sides agree on."""
+        await self._clear_earlier()
+        fault = Lost()
         try:
-            digest = await _send(t, source, stream)
-            agreed = await _compared(t, source, target, digest) if check else None
-        except Lost as error:
-            fault = error
-            await _give_up(t, stream, target)
-            source.check_unchanged()
-        except BaseException:
-            await _give_up(t, stream, target)
-            raise
-        else:
-            await server_jobs.remove_logs(t, stream.job)
-            return agreed
-    raise _hopeless(t, target, fault)
+            for _ in range(ATTEMPTS):
+                stream = await self._place()
+                try:
+                    agreed = await self._carry(stream)
+                except Lost as error:
+                    fault = error
+                    await self._give_up(stream)
+                except BaseException:
+                    await self._give_up(stream)
+                    raise
+                else:
+                    await server_jobs.remove_logs(self._t, stream.job)
+                    return agreed
+        finally:
+            await asking.clear(self._t, self._journal, self.name, str(self._path))
+            self._journal.remove()
+        kind = IntegrityError if isinstance(fault, Damaged) else TransferError
+        message = f"{self._path} did not arrive whole in {ATTEMPTS} attempts: {fault}"
+        raise self._t.error(message, kind=kind, path=str(self._path))
+
+    async def _clear_earlier(self) -> None:
+        """End the job of a process that was killed."""
+        told = asking.answer(self._journal)
+        if told is not None:
+            await server_jobs.abandon(self._t, TransferJob.from_json(told["transferJob"]))
+        if self._journal.about:
+            await asking.clear(self._t, self._journal, self.name, self._journal.about["path"])
+            self._journal.remove()
+
+    async def _place(self) -> Stream:
+        """A streamer that waits for us."""
+        self._t.reporter.phase(Phase.CHECKING, "asking for a streamer")
+        found: Stream | None = None
+
+        async def request() -> Entry:
+            nonlocal found
+            found = await self._request()
+            return {"transferJob": server_jobs.dump(found.job)}
+
+        await asking.ask(self._journal, {"path": str(self._path)}, request)
+        assert found is not None
+        return found
+
+    @abstractmethod
+    async def _request(self) -> Stream: ...
+
+    @abstractmethod
+    async def _carry(self, stream: Stream) -> str | None:
+        """Raises Lost where another attempt may fare better."""
+
+    async def _give_up(self, stream: Stream) -> None:
+        """End the job, and remove its logs."""
+        await server_jobs.abandon(self._t, stream.job)
+
+
+class _Upload(_Streamed):
+    name = server_jobs.INGRESS
+
+    def __init__(self, t: Transfer, source: SourceFile, target: RemotePath, journal: Journal, *, check: bool) -> None:
+        super().__init__(t, target, journal)
+        self._source = source
+        self._check = check
+
+    async def _request(self) -> Stream:
+        t, path = self._t, str(self._path)
+        try:
+            return await t.client.stream_upload(t.name, path, account=t.account, patience=PATIENCE)
+        except AlreadyExists:
+            found = await t.client.stat(t.name, path, patience=PATIENCE)
+            if stat.S_ISDIR(found.mode):
+                raise t.error(f"{path} is a directory", kind=InvalidPath, path=path) from None
+            await t.client.rm(t.name, path, patience=PATIENCE)
+        return await t.client.stream_upload(t.name, path, account=t.account, patience=PATIENCE)
+
+    async def _carry(self, stream: Stream) -> str | None:
+        digest = await _send(self._t, self._source, stream)
+        return await _compared(self._t, self._source, self._path, digest) if self._check else None
+
+    async def _give_up(self, stream: Stream) -> None:
+        await super()._give_up(stream)
+        # The server had made sure that nothing was there: what is there now, our job has written.
+        with suppress(HpcBridgeError):
+            await self._t.client.rm(self._t.name, str(self._path), patience=server_jobs.ABANDON_PATIENCE)
+
+
+class _Download(_Streamed):
+    name = server_jobs.EGRESS
+
+    def __init__(self, t: Transfer, remote: RemotePath, part: PartFile, journal: Journal) -> None:
+        super().__init__(t, remote, journal)
+        self._part = part
+
+    async def _request(self) -> Stream:
+        t = self._t
+        return await t.client.stream_download(t.name, str(self._path), account=t.account, patience=PATIENCE)
+
+    async def _carry(self, stream: Stream) -> str | None:
+        self._part.forget()
+        return await _receive(self._t, self._path, stream, self._part)
 
 
 async def _compared(t: Transfer, source: SourceFile, target: RemotePath, digest: str) -> str | None:
@@ -84,53 +210,6 @@ async def _compared(t: Transfer, source: SourceFile, target: RemotePath, digest:
     except (IntegrityError, NotFound) as error:
         # Where the digests differ, the streamer has removed the file itself.
         raise Damaged(error.message) from None
-
-
-def _hopeless(t: Transfer, path: RemotePath, fault: Lost) -> HpcBridgeError:
-    kind = IntegrityError if isinstance(fault, Damaged) else TransferError
-    return t.error(f"{path} did not arrive whole in {ATTEMPTS} attempts: {fault}", kind=kind, path=str(path))
-
-
-def _refuse(t: Transfer, source: SourceFile, target: RemotePath) -> None:
-    if not target.scripts_carry_it:
-        raise t.error("the streamer's script cannot name this path", kind=InvalidPath, path=str(target))
-    most = t.limits.inbound // CHUNK * CHUNK
-    if source.size > most:
-        hint = "Leave the route out and the best one is taken"
-        raise t.error(f"{source.size} bytes are over the streamer's {most}", kind=TooLarge, path=source.name, hint=hint)
-
-
-async def _place(t: Transfer, target: RemotePath) -> Stream:
-    """A streamer that will receive `target`; what is there is removed, unless it is a directory."""
-    t.reporter.phase(Phase.CHECKING, "asking for a streamer")
-    try:
-        return await _asked(lambda: t.client.stream_upload(t.name, str(target), account=t.account, patience=PATIENCE))
-    except AlreadyExists:
-        found = await t.client.stat(t.name, str(target), patience=PATIENCE)
-        if stat.S_ISDIR(found.mode):
-            raise t.error(f"{target} is a directory", kind=InvalidPath, path=str(target)) from None
-        await t.client.rm(t.name, str(target), patience=PATIENCE)
-    return await _asked(lambda: t.client.stream_upload(t.name, str(target), account=t.account, patience=PATIENCE))
-
-
-async def _asked(ask: Callable[[], Awaitable[Stream]]) -> Stream:
-    """Ask again after a lost answer: a streamer that nobody knows the secret of waits in vain, and ends by itself."""
-    for last in (False, False, True):
-        try:
-            return await ask()
-        except AmbiguousOutcome:
-            if last:
-                raise
-            await asyncio.sleep(1.0)
-    raise AssertionError("unreachable")
-
-
-async def _give_up(t: Transfer, stream: Stream, target: RemotePath | None = None) -> None:
-    """End the job, and remove its logs and what it has written."""
-    await server_jobs.abandon(t, stream.job)
-    if target is not None:
-        with suppress(HpcBridgeError):
-            await t.client.rm(t.name, str(target), patience=server_jobs.ABANDON_PATIENCE)
 
 
 async def _send(t: Transfer, source: SourceFile, stream: Stream) -> str:
@@ -185,27 +264,9 @@ async def get(t: Transfer, remote: RemotePath, part: PartFile) -> str | None:
     path that its script cannot name.
     """
     require_library()
-    if not remote.scripts_carry_it:
-        raise t.error("the streamer's script cannot name this path", kind=InvalidPath, path=str(remote))
-    fault = Lost()
-    for _ in range(ATTEMPTS):
-        part.forget()
-        t.reporter.phase(Phase.CHECKING, "asking for a streamer")
-        stream = await _asked(
-            lambda: t.client.stream_download(t.name, str(remote), account=t.account, patience=PATIENCE)
-        )
-        try:
-            agreed = await _receive(t, remote, stream, part)
-        except Lost as error:
-            fault = error
-            await _give_up(t, stream)
-        except BaseException:
-            await _give_up(t, stream)
-            raise
-        else:
-            await server_jobs.remove_logs(t, stream.job)
-            return agreed
-    raise _hopeless(t, remote, fault)
+    _refuse_path(t, remote)
+    with Journal.of(t, "streamer-get", str(remote), str(part.target)) as journal:
+        return await _Download(t, remote, part, journal).run()
 
 
 async def _receive(t: Transfer, remote: RemotePath, stream: Stream, part: PartFile) -> str | None:
