@@ -37,6 +37,7 @@ def sandbox(
     ] = None,
     server_version: Annotated[str, typer.Option(help="Behave like FirecREST 2.5.6 or 2.5.7.")] = "2.5.7",
     transfer: Annotated[str, typer.Option(help="How large files move: s3, streamer or none.")] = "s3",
+    s3_part_size: Annotated[int, typer.Option(help="Bytes of one part of an S3 upload.")] = 67_108_864,
     streamer_ports: Annotated[str, typer.Option(help="Ports that streamers may take.")] = "5665-5675",
     streamer_wait: Annotated[int, typer.Option(help="Seconds a streamer waits for its client.")] = 600,
     streamer_limit: Annotated[int, typer.Option(help="Bytes that one upload by streamer may have.")] = 5 * 1024**3,
@@ -87,6 +88,7 @@ def sandbox(
                 server_version=server_version,  # type: ignore[arg-type]
                 isolation=isolation,  # type: ignore[arg-type]
                 transfer=transfer,  # type: ignore[arg-type]
+                s3_part_size=s3_part_size,
                 streamer_ports=streamer_ports,  # type: ignore[arg-type]
                 streamer_wait=streamer_wait,
                 streamer_limit=streamer_limit,

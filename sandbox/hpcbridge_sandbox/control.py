@@ -192,3 +192,15 @@ def _add_cluster(app: FastAPI, sandbox: Sandbox) -> None:
         """A sound object store again."""
         await sandbox.s3.inject({})
         return {}
+
+    @app.get("/s3-requests")
+    async def s3_requests() -> list[dict[str, Any]]:
+        """What the object store was asked for; see `hpcbridge_sandbox.s3.seen`."""
+        seen: list[dict[str, Any]] = sandbox.s3.seen()
+        return seen
+
+    @app.delete("/s3-requests")
+    async def forget_s3_requests() -> list[dict[str, Any]]:
+        """Begin to note the object store's requests anew."""
+        sandbox.s3.forget_seen()
+        return []

@@ -78,6 +78,8 @@ class Settings(BaseModel):
 
     transfer: Literal["s3", "streamer", "none"] = "s3"
     """How large files move: over the object store, over the streamer, or not at all."""
+    s3_part_size: int = Field(default=67_108_864, ge=5 * 1024**2)
+    """Bytes of one S3 part (FirecREST: ``max_part_size``); S3 takes none under 5 MiB but the last."""
     streamer_ports: tuple[int, int] = (5665, 5675)
     """First and last port that a streamer may listen on; a job takes the first free one."""
     streamer_wait: int = Field(default=600, gt=0)

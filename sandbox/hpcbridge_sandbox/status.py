@@ -83,7 +83,12 @@ def _data_transfer(sandbox: Sandbox) -> dict[str, Any] | None:
                 "region": "us-east-1",
                 "ttl": 604800,
                 "tenant": None,
-                "multipart": {"use_split": False, "max_part_size": 67108864, "parallel_runs": 3, "tmp_folder": "tmp"},
+                "multipart": {
+                    "use_split": False,
+                    "max_part_size": settings.s3_part_size,
+                    "parallel_runs": 3,
+                    "tmp_folder": "tmp",
+                },
                 "bucketLifecycleConfiguration": {"days": 10},
             }
         case "streamer":

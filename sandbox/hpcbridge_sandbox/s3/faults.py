@@ -1,14 +1,17 @@
 """Faults of the object store, as a filter in front of Swift's S3 interface.
 
 The rules (`hpcbridge_sandbox.s3.rules`) are one JSON file which the sandbox's control call replaces; it is read again
-when it changed.
+when it changed. Beside it, the filter keeps a list of the requests for parts and objects (`hpcbridge_sandbox.s3.seen`).
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import re
+import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,9 +19,14 @@ from urllib.parse import parse_qs
 
 from swift.common.concurrency import sleep
 
+from hpcbridge_sandbox.s3.seen import CountedBody, note
+
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+FOREVER = 3600.0
+"""Seconds for which a request hangs; its client gives up long before."""
 
 
 class _Flipped:
@@ -53,19 +61,24 @@ class Faults:
         self._path = path
         self._stamp: tuple[int, int] | None = None
         self._rules: dict[str, float] = {}
+        self._etags: dict[str, str] = {}
+        """The ETags that a client was told, and the store's own."""
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
         self._reload()
-        if not self._rules:
-            return self._app(environ, start_response)
         method, query = environ["REQUEST_METHOD"], parse_qs(environ.get("QUERY_STRING", ""))
         if method == "PUT" and "partNumber" in query:
-            return self._part(environ, start_response)
+            body = environ["wsgi.input"] = CountedBody(environ["wsgi.input"])
+            try:
+                return self._part(environ, start_response)
+            finally:
+                note(self._path, environ, part=int(query["partNumber"][0]), received=body.count)
         if method == "POST" and "uploadId" in query:
+            note(self._path, environ)
             return self._completion(environ, start_response)
         if method == "GET" and environ["PATH_INFO"].count("/") > 1:
-            return self._get(environ, start_response)
+            return self._noted(environ, self._get(environ, start_response))
         return self._app(environ, start_response)
 
     def _reload(self) -> None:
@@ -93,11 +106,26 @@ class Faults:
             return _refuse(start_response, 503)
         if self._hit("part_drop"):
             environ["wsgi.input"].read(65536)
-            environ["eventlet.input"].get_socket().shutdown(socket.SHUT_RDWR)
-            return _refuse(start_response, 503)
+            return _hang_up(environ, start_response)
+        if self._hit("part_hang"):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
+            sleep(FOREVER)
+            return _hang_up(environ, start_response)
         if self._hit("part_corruption"):
             environ["wsgi.input"] = _Flipped(environ["wsgi.input"])
-        return self._app(environ, start_response)
+        kind = int(self._rules.get("opaque_etags", 0))
+        return self._app(environ, self._disguised(start_response, kind) if kind else start_response)
+
+    def _disguised(self, start_response: StartResponse, kind: int) -> StartResponse:
+        def answer(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            told = secrets.token_hex(16) if kind == 2 else f"{secrets.token_hex(10)}-x"
+            for name, value in headers:
+                if name.lower() == "etag":
+                    self._etags[told] = value.strip('"')
+                    headers = [(n, v) for n, v in headers if n.lower() != "etag"] + [("ETag", f'"{told}"')]
+            return start_response(status, headers, *rest)
+
+        return answer
 
     def _completion(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         status = int(self._rules.get("completion_status", 0))
@@ -105,18 +133,28 @@ class Faults:
             if "count" in self._rules:
                 self._rules["count"] -= 1
             return _refuse(start_response, status)
-        if self._hit("completion_lost"):
-            for _ in self._app(environ, lambda *_args: None):
-                pass
-            return _refuse(start_response, 500)
+        if self._hit("completion_error"):
+            return _refuse(start_response, 200)
+        if self._etags:
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            for told, real in self._etags.items():
+                body = body.replace(told.encode(), real.encode())
+            environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+        for fault in ("completion_lost", "completion_drop"):
+            if self._hit(fault):
+                for _ in self._app(environ, lambda *_args: None):
+                    pass
+                return _refuse(start_response, 500) if fault.endswith("lost") else _hang_up(environ, start_response)
         return self._app(environ, start_response)
 
     def _get(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         sleep(self._rules.get("get_delay", 0))
         if self._hit("get_failure"):
             return _refuse(start_response, 503)
-        corrupt, truncate = self._hit("get_corruption"), self._hit("get_truncation")
-        if not corrupt and not truncate:
+        if "HTTP_RANGE" in environ and self._hit("get_range"):
+            environ["HTTP_RANGE"] = re.sub(r"\d+", lambda bound: str(int(bound[0]) + 1), environ["HTTP_RANGE"])
+        corrupt, truncate, hang = (self._hit(f"get_{what}") for what in ("corruption", "truncation", "hang"))
+        if not (corrupt or truncate or hang):
             return self._app(environ, start_response)
         length = 0
 
@@ -125,10 +163,22 @@ class Faults:
             length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
             return start_response(status, headers, *rest)
 
-        return _spoil(self._app(environ, note_length), lambda: length // 2 if truncate else None, corrupt)
+        body = self._app(environ, note_length)
+        return _spoil(body, lambda: length // 2 if truncate or hang else None, corrupt=corrupt, hang=hang)
+
+    def _noted(self, environ: Environ, body: Iterable[bytes]) -> Iterator[bytes]:
+        sent = 0
+        try:
+            for chunk in body:
+                sent += len(chunk)
+                yield chunk
+        finally:
+            note(self._path, environ, sent=sent)
+            if hasattr(body, "close"):
+                body.close()
 
 
-def _spoil(body: Iterable[bytes], limit: Callable[[], int | None], corrupt: bool) -> Iterator[bytes]:
+def _spoil(body: Iterable[bytes], limit: Callable[[], int | None], *, corrupt: bool, hang: bool) -> Iterator[bytes]:
     sent = 0
     for chunk in body:
         part = chunk
@@ -137,12 +187,14 @@ def _spoil(body: Iterable[bytes], limit: Callable[[], int | None], corrupt: bool
         end = limit()
         if end is not None and sent + len(part) > end:
             yield part[: end - sent]
+            if hang:
+                sleep(FOREVER)
             raise ConnectionResetError("S3 fault: answer truncated")
         sent += len(part)
         yield part
 
 
-_CODES = {500: "InternalError", 503: "SlowDown"}
+_CODES = {200: "InternalError", 500: "InternalError", 503: "SlowDown"}
 
 
 def _refuse(start_response: StartResponse, status: int) -> list[bytes]:
@@ -153,6 +205,12 @@ def _refuse(start_response: StartResponse, status: int) -> list[bytes]:
         [("Content-Type", "application/xml"), ("Content-Length", str(len(body))), ("Connection", "close")],
     )
     return [body.encode()]
+
+
+def _hang_up(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """End the connection: the answer that WSGI wants reaches nobody."""
+    environ["eventlet.input"].get_socket().shutdown(socket.SHUT_RDWR)
+    return _refuse(start_response, 503)
 
 
 def filter_factory(global_conf: dict[str, str], **local_conf: str) -> Callable[[App], Faults]:

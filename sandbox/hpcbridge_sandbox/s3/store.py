@@ -18,6 +18,7 @@ from typing import Any
 
 from hpcbridge_sandbox.s3.layout import REGION, SERVERS, StoreLayout, find_directory, write_layout
 from hpcbridge_sandbox.s3.rules import check_rules
+from hpcbridge_sandbox.s3.seen import forget_seen, read_seen
 
 URL_LIFETIME = 604_800
 """Seconds for which a presigned URL holds (``X-Amz-Expires`` of the recorded answers: seven days)."""
@@ -194,6 +195,15 @@ class ObjectStore:
                 await asyncio.to_thread(self._stop)
                 self._release()
             self._write_rules()
+
+    def seen(self) -> list[dict[str, Any]]:
+        """What was asked for since the last `forget_seen`; see `hpcbridge_sandbox.s3.seen`."""
+        return read_seen(self._layout.faults) if self._layout else []
+
+    def forget_seen(self) -> None:
+        """Begin to note requests anew."""
+        if self._layout is not None:
+            forget_seen(self._layout.faults)
 
     def _write_rules(self) -> None:
         if self._layout is None or not self._layout.root.exists():

@@ -14,9 +14,6 @@ from hpcbridge_sandbox.errors import ApiError
 from hpcbridge_sandbox.scheduling.base import JobSubmission
 from hpcbridge_sandbox.transfer.models import TransferJob, TransferJobLogs
 
-MAX_PART_SIZE = 67_108_864
-"""Bytes of one S3 part: ``max_part_size`` of the recorded systems."""
-
 PARALLEL_PARTS = 3
 """Parts that an egress job sends at once: ``parallel_runs`` of the recorded systems."""
 

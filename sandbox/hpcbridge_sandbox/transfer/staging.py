@@ -14,7 +14,7 @@ from hpcbridge_sandbox.cluster.users import User
 from hpcbridge_sandbox.context import Sandbox
 from hpcbridge_sandbox.errors import ApiError, UnhandledError
 from hpcbridge_sandbox.s3 import StoreUnavailable
-from hpcbridge_sandbox.transfer.jobs import MAX_PART_SIZE, PARALLEL_PARTS, size_of, submit_job
+from hpcbridge_sandbox.transfer.jobs import PARALLEL_PARTS, size_of, submit_job
 from hpcbridge_sandbox.transfer.models import S3TransferResponse, StagedTransferResponse
 
 MAX_PARTS = 10_000
@@ -31,7 +31,8 @@ async def upload(
     key = f"{uuid.uuid4()}/{posixpath.basename(path)}"
     if size is None:
         raise UnhandledError("(\"unsupported operand type(s) for /: 'NoneType' and 'int'\",)")
-    parts = max(0, ceil(size / MAX_PART_SIZE))
+    part_size = sandbox.settings.s3_part_size
+    parts = max(0, ceil(size / part_size))
     urls = await _Multipart.begin(sandbox, user, key, parts)
     job = await submit_job(
         sandbox,
@@ -43,13 +44,13 @@ async def upload(
         target_path=path,
         head_url=urls.sign("head_object", "HEAD"),
         download_url=urls.sign("get_object", "GET"),
-        part_size=MAX_PART_SIZE,
+        part_size=part_size,
         look_seconds=f"{sandbox.settings.scaled_ingress_look:g}",
     )
     return StagedTransferResponse(
         transfer_job=job,
         transfer_directives=S3TransferResponse(
-            parts_upload_urls=urls.parts, complete_upload_url=urls.complete, max_part_size=MAX_PART_SIZE
+            parts_upload_urls=urls.parts, complete_upload_url=urls.complete, max_part_size=part_size
         ),
     )
 
@@ -62,7 +63,7 @@ async def download(sandbox: Sandbox, user: User, system: str, path: str, account
     """
     size = await size_of(sandbox, user, path)
     key = f"{uuid.uuid4()}/{posixpath.basename(path)}"
-    urls = await _Multipart.begin(sandbox, user, key, ceil(size / MAX_PART_SIZE))
+    urls = await _Multipart.begin(sandbox, user, key, ceil(size / sandbox.settings.s3_part_size))
     job = await submit_job(
         sandbox,
         user,
@@ -93,7 +94,7 @@ class _Multipart:
     @classmethod
     async def begin(cls, sandbox: Sandbox, user: User, key: str, parts: int) -> _Multipart:
         if parts > MAX_PARTS:
-            raise ApiError(400, f"A file of more than {MAX_PARTS} parts of {MAX_PART_SIZE} bytes cannot be staged.")
+            raise ApiError(400, f"A file of more than {MAX_PARTS} parts cannot be staged.")
         store = sandbox.s3
         try:
             bucket = await store.bucket(user.name)
