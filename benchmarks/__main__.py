@@ -1,6 +1,6 @@
 """`make bench`: every figure of the documentation, from one run.
 
-    python -m benchmarks [--quick] [--only up,down,memory,startup,watch] [--out FILE]
+    python -m benchmarks [--quick] [--only startup,files,trees,streamer,watch] [--repeats N] [--out FILE]
 
 Prints tables, writes JSON, and exits 1 when a goal is missed.
 """
@@ -26,42 +26,30 @@ sys.path.insert(0, str(ROOT / "tests"))
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks import startup, transfers, watch_lateness  # noqa: E402
-from support.sandbox import SandboxProcess, start_sandbox  # noqa: E402
+from benchmarks import files, goals, startup, trees, watch_lateness  # noqa: E402
+from benchmarks.goals import Goal  # noqa: E402
+from support.sandbox import start_sandbox  # noqa: E402
 
 MB = 1_000_000
-PARTS = ("startup", "up", "down", "memory", "watch")
-console = Console(width=None if sys.stdout.isatty() else 110)
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes in bytes, seconds, repeats."""
+    """Bytes of each file; of the streamer's; files in the tree, and in the loop's sample; repeats; seconds."""
 
-    size: int
-    large: int
+    sizes: tuple[int, ...]
+    streamed: int
+    files: int
+    sample: int
     repeats: int
     look: float
     durations: tuple[float, ...]
     starts: int
 
 
-FULL = Scale(200 * MB, 2000 * MB, 5, 60, (5, 20, 60, 130), 15)
-QUICK = Scale(20 * MB, 60 * MB, 1, 2, (3,), 3)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One promise and whether this run keeps it."""
-
-    what: str
-    value: float
-    limit: float
-
-    @property
-    def met(self) -> bool:
-        """Whether the value is within the limit."""
-        return self.value <= self.limit
+FULL = Scale((1 * MB, 5 * MB, 50 * MB, 200 * MB, 2000 * MB), 200 * MB, 10_000, 200, 3, 60, (5, 20, 60, 130), 15)
+QUICK = Scale((1 * MB, 20 * MB, 60 * MB), 10 * MB, 200, 20, 1, 2, (3,), 3)
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -74,63 +62,42 @@ def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table)
 
 
-def bench_up(sandbox: SandboxProcess, work: Path, scale: Scale) -> tuple[Any, list[Goal]]:
-    """Upload beside pyfirecrest."""
-    rows = transfers.upload_rows(sandbox, transfers.random_file(work / "up", scale.size), work, scale.repeats)
-    ratio = transfers.mid(rows["hpcbridge"], "seconds") / transfers.mid(rows["pyfirecrest"], "seconds")
-    size, look = f"{scale.size / MB:.0f} MB", f"the server looks for objects every {scale.look:.0f} s"
-    title = f"Up: {size}, {look} (medians of {scale.repeats})"
-    show(title, ["client", "seconds", "ratio", "peak memory (MB)", "SHA-256 equal"], _lines(rows))
-    return rows, [Goal("up: time beside pyfirecrest", ratio, 1 / 8), *_memory_goal("up", rows["hpcbridge"])]
+def said(what: str) -> None:
+    """Where a long run is."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
-def bench_down(sandbox: SandboxProcess, work: Path, scale: Scale) -> tuple[Any, list[Goal]]:
-    """Download beside pyfirecrest and parallel curl."""
-    rows = transfers.download_rows(sandbox, transfers.random_file(work / "down", scale.size), work, scale.repeats)
-    mine, theirs, curl = (transfers.mid(rows[name], "seconds") for name in ("hpcbridge", "pyfirecrest", "curl"))
-    after, late = (transfers.mid(rows[name], "after_job") for name in ("hpcbridge", "pyfirecrest"))
-    show(
-        f"Down: {scale.size / MB:.0f} MB (medians of {scale.repeats})",
-        ["client", "seconds", "ratio", "peak memory (MB)", "SHA-256 equal"],
-        _lines({name: rows[name] for name in ("hpcbridge", "pyfirecrest")}),
-    )
-    show(
-        "From the end of the server's job to the last byte",
-        ["client", "seconds", "ratio"],
-        [
-            ["hpcbridge", f"{after:.2f}", f"{after / curl:.2f}"],
-            ["pyfirecrest", f"{late:.2f}", f"{late / curl:.2f}"],
-            [f"curl, {transfers.CURLS} in parallel", f"{curl:.2f}", "1"],
-        ],
-    )
-    return rows, [
-        Goal("down: time beside pyfirecrest", mine / theirs, 1),
-        Goal("down: from the job's end to the last byte, beside parallel curl", after / curl, 1.3),
-        *_memory_goal("down", rows["hpcbridge"]),
-    ]
+def bench_files(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:
+    """Files up and down, beside pyfirecrest, curl and dd: one table."""
+    with start_sandbox("--ingress-look", str(scale.look)) as sandbox:
+        found = files.measure(sandbox, work, scale.sizes, scale.repeats, said)
+    title = f"Files (medians of {scale.repeats}; the server looks for uploaded objects every {scale.look:.0f} s)"
+    show(title, files.COLUMNS, files.lines(found))
+    if small := files.warm_lines(found):
+        show(f"Small files again and again in one process (medians of {files.WARM - 1})", files.WARM_COLUMNS, small)
+    if after := files.after_job_lines(found):
+        show("Down: from the end of the server's job to the last byte", files.AFTER_COLUMNS, after)
+    return files.figures(found), goals.of_files(found)
 
 
-def bench_memory(sandbox: SandboxProcess, work: Path, scale: Scale) -> tuple[Any, list[Goal]]:
-    """Memory of a large file by every route."""
-    rows = transfers.memory_rows(sandbox, work, scale.large)
-    show(
-        f"Memory: {scale.large / MB:.0f} MB",
-        ["route", "seconds", "MB/s", "peak memory (MB)", "SHA-256 equal"],
-        [
-            [
-                f"{row['direction']}, {row['route']}",
-                f"{row['seconds']:.1f}",
-                f"{row['bytes'] / row['seconds'] / MB:.0f}",
-                f"{row['rss'] / MB:.0f}",
-                "yes" if row["intact"] else "NO",
-            ]
-            for row in rows
-        ],
-    )
-    return rows, _memory_goal("large file", rows)
+def bench_streamer(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:
+    """The same where a site offers the streamer."""
+    with start_sandbox("--transfer", "streamer") as sandbox:
+        found = files.measure_streamer(sandbox, work, scale.streamed, scale.repeats)
+    show(f"Over the streamer (medians of {scale.repeats})", files.COLUMNS, files.lines(found))
+    return files.figures(found), goals.of_streamer(found)
 
 
-def bench_startup(scale: Scale) -> tuple[Any, list[Goal]]:
+def bench_trees(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:
+    """A directory of many small files beside a loop."""
+    with start_sandbox() as sandbox:
+        found = trees.measure(sandbox, work, scale.files, scale.sample, scale.repeats, said)
+    title = f"Trees: {scale.files} files of 1 kB (medians of {scale.repeats}; * from {scale.sample} files)"
+    show(title, trees.COLUMNS, trees.lines(found))
+    return trees.figures(found), goals.of_trees(found)
+
+
+def bench_startup(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:  # noqa: ARG001
     """Import and help."""
     found = {
         "import httpx": startup.import_seconds("httpx", scale.starts),
@@ -145,7 +112,7 @@ def bench_startup(scale: Scale) -> tuple[Any, list[Goal]]:
     ]
 
 
-def bench_watch(scale: Scale) -> tuple[Any, list[Goal]]:
+def bench_watch(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:  # noqa: ARG001
     """How late a job's end is noticed."""
     with start_sandbox() as sandbox:
         rows = asyncio.run(watch_lateness.measure(sandbox, scale.durations))
@@ -157,24 +124,13 @@ def bench_watch(scale: Scale) -> tuple[Any, list[Goal]]:
     return rows, []
 
 
-def _lines(rows: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    base = transfers.mid(rows["pyfirecrest"], "seconds")
-    return [
-        [
-            name,
-            f"{transfers.mid(found, 'seconds'):.2f}",
-            f"{transfers.mid(found, 'seconds') / base:.3f}",
-            f"{transfers.mid(found, 'rss') / MB:.0f}",
-            "yes" if all(row["intact"] for row in found) else "NO",
-        ]
-        for name, found in rows.items()
-    ]
-
-
-def _memory_goal(what: str, rows: list[dict[str, Any]]) -> list[Goal]:
-    peak = max(row["rss"] for row in rows) / MB
-    damaged = sum(not row["intact"] for row in rows)
-    return [Goal(f"{what}: peak memory (MB)", peak, 150), Goal(f"{what}: files damaged", damaged, 0)]
+PARTS: dict[str, Callable[[Scale, Path], tuple[Any, list[Goal]]]] = {
+    "startup": bench_startup,
+    "files": bench_files,
+    "trees": bench_trees,
+    "streamer": bench_streamer,
+    "watch": bench_watch,
+}
 
 
 def run(parts: list[str], scale: Scale, out: Path) -> bool:
@@ -183,32 +139,19 @@ def run(parts: list[str], scale: Scale, out: Path) -> bool:
         "machine": {"python": platform.python_version(), "system": platform.platform(), "cpus": os.cpu_count()},
         "scale": vars(scale),
     }
-    goals: list[Goal] = []
-    moving: dict[str, Callable[..., tuple[Any, list[Goal]]]] = {
-        "up": bench_up,
-        "down": bench_down,
-        "memory": bench_memory,
-    }
-    if "startup" in parts:
-        results["startup"], found = bench_startup(scale)
-        goals += found
-    if moving.keys() & set(parts):
-        with start_sandbox("--ingress-look", str(scale.look)) as sandbox, tempfile.TemporaryDirectory() as work:
-            for name in [each for each in moving if each in parts]:
-                results[name], found = moving[name](sandbox, Path(work), scale)
-                goals += found
-    if "watch" in parts:
-        results["watch"], found = bench_watch(scale)
-        goals += found
-    results["goals"] = [
-        {"what": goal.what, "value": goal.value, "limit": goal.limit, "met": goal.met} for goal in goals
-    ]
-    lines = [[goal.what, f"{goal.value:.3f}", f"{goal.limit:.3f}", "yes" if goal.met else "NO"] for goal in goals]
-    show("Goals", ["what", "this run", "at most", "met"], lines)
+    found: list[Goal] = []
+    with tempfile.TemporaryDirectory() as work:
+        for name in [each for each in PARTS if each in parts]:
+            said(name)
+            results[name], more = PARTS[name](scale, Path(work))
+            found += more
+    results["goals"] = [{**vars(goal), "met": goal.met} for goal in found]
+    rows = [[goal.what, f"{goal.value:.3f}", f"{goal.limit:.3f}", "yes" if goal.met else "NO"] for goal in found]
+    show("Goals", ["what", "this run", "at most", "met"], rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=1))
     console.print(f"Written to {out}")
-    return all(goal.met for goal in goals)
+    return all(goal.met for goal in found)
 
 
 def main() -> None:

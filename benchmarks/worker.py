@@ -1,59 +1,25 @@
-"""One transfer in a process of its own, so that its memory is its own: prints one JSON object.
+"""One transfer in a process of its own, so that its memory and processor time are its own: prints one JSON object.
 
-    python -m benchmarks.worker hpcbridge|pyfirecrest up|down LOCAL REMOTE [ROUTE]
+    python -m benchmarks.worker hpcbridge|pyfirecrest WORK LOCAL REMOTE [--route ROUTE] [--times N] [--like DIR]
 
-The deployment comes from the environment. Times are seconds since 1970, `rss` is the process's peak in bytes.
+WORK is `up` or `down` (one file), `tree-up` or `tree-down` (a directory), `sync` (of hpcbridge: what has changed).
+The deployment comes from the environment. Times are seconds since 1970, `rss` is the process's peak in bytes, `cpu` its
+seconds in user and system mode. With `--times` the transfer is repeated, and `warm` is the median without the first.
+pyfirecrest moves a directory file by file, `--workers` at a time; `--like` is one with the names to fetch.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import resource
-import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
-
-
-async def hpcbridge_transfer(direction: str, local: str, remote: str, route: str | None) -> dict[str, Any]:
-    """By hpcbridge, with its defaults; notes when each phase begins."""
-    import hpcbridge
-
-    phases: dict[str, float] = {}
-
-    def note(progress: Any) -> None:
-        phases.setdefault(progress.phase, time.time())
-
-    async with hpcbridge.connect() as hpc:
-        system = hpc.system()
-        if direction == "up":
-            result = await system.put(local, remote, route=route, progress=note)
-        else:
-            result = await system.get(remote, local, route=route, progress=note)
-        requests = hpc.client.session.requests
-    return {"phases": phases, "route": result.route, "sha256": result.sha256, "requests": requests}
-
-
-async def pyfirecrest_transfer(direction: str, local: str, remote: str) -> dict[str, Any]:
-    """By pyfirecrest's asynchronous v2 client, as its documentation has it."""
-    import firecrest
-    from firecrest.v2 import AsyncFirecrest
-
-    secret, issuer = os.environ["FIRECREST_CLIENT_SECRET"], os.environ["AUTH_TOKEN_URL"]
-    credential = firecrest.ClientCredentialsAuth(os.environ["FIRECREST_CLIENT_ID"], secret, issuer)
-    client = AsyncFirecrest(firecrest_url=os.environ["FIRECREST_URL"], authorization=credential)
-    system = os.environ["FIRECREST_SYSTEM"]
-    try:
-        if direction == "up":
-            directory, _, name = remote.rpartition("/")
-            await client.upload(system, local, directory, name, blocking=True)
-        else:
-            await client.download(system, remote, local, blocking=True)
-    finally:
-        await client.close_session()
-    return {}
 
 
 def peak_memory() -> int:
@@ -64,19 +30,139 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main(arguments: list[str]) -> None:
+def processor_time() -> float:
+    """Seconds that this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def repeated(transfer: Callable[[], Awaitable[None]], times: int) -> dict[str, float]:
+    """Run it `times` times; the first one loads what it needs."""
+    took = []
+    for _ in range(times):
+        begun = time.monotonic()
+        await transfer()
+        took.append(time.monotonic() - begun)
+    return {"warm": median(took[1:])} if times > 1 else {}
+
+
+async def by_hpcbridge(arguments: argparse.Namespace) -> dict[str, Any]:
+    """With its defaults; notes when each phase begins."""
+    import hpcbridge
+
+    local, remote, route, facts = arguments.local, arguments.remote, arguments.route, dict[str, Any]()
+    phases: dict[str, float] = {}
+
+    def note(progress: Any) -> None:
+        phases.setdefault(progress.phase, time.time())
+
+    async with hpcbridge.connect() as hpc:
+        system = hpc.system()
+
+        async def transfer() -> None:
+            if arguments.work == "up":
+                result = await system.put(local, remote, route=route, progress=note)
+            elif arguments.work == "down":
+                result = await system.get(remote, local, route=route, progress=note)
+            else:
+                result = await tree(system, arguments)
+            facts.update(route=result.route, sha256=getattr(result, "sha256", None), bytes=result.bytes)
+
+        warm = await repeated(transfer, arguments.times)
+        requests = hpc.client.session.requests
+    return {"phases": phases, "requests": requests, **facts, **warm}
+
+
+def contents(root: Path) -> tuple[list[Path], list[Path]]:
+    """Everything below `root`, and which of it are directories, as relative paths."""
+    paths = sorted(root.rglob("*"))
+    return [path.relative_to(root) for path in paths], [path.relative_to(root) for path in paths if path.is_dir()]
+
+
+async def tree(system: Any, arguments: argparse.Namespace) -> Any:
+    """A directory, whole or by what has changed."""
+    from hpcbridge.staging.trees.download import get_tree
+    from hpcbridge.staging.trees.sync_up import sync_up
+
+    from hpcbridge.staging.trees.upload import put_tree
+
+    if arguments.work == "tree-down":
+        return await get_tree(system, arguments.remote, Path(arguments.local))
+    copy = put_tree if arguments.work == "tree-up" else sync_up
+    return await copy(system, Path(arguments.local), arguments.remote)
+
+
+async def by_pyfirecrest(arguments: argparse.Namespace) -> dict[str, Any]:
+    """By pyfirecrest's asynchronous v2 client, as its documentation has it; its own defaults."""
+    import firecrest
+    from firecrest.v2 import AsyncFirecrest
+
+    secret, issuer = os.environ["FIRECREST_CLIENT_SECRET"], os.environ["AUTH_TOKEN_URL"]
+    credential = firecrest.ClientCredentialsAuth(os.environ["FIRECREST_CLIENT_ID"], secret, issuer)
+    client = AsyncFirecrest(firecrest_url=os.environ["FIRECREST_URL"], authorization=credential)
+    system, local, remote = os.environ["FIRECREST_SYSTEM"], arguments.local, arguments.remote
+    method = {"transfer_method": arguments.route} if arguments.route else {}
+
+    async def up(source: str, target: str) -> None:
+        directory, _, name = target.rpartition("/")
+        await client.upload(system, source, directory, name, blocking=True, **method)
+
+    async def transfer() -> None:
+        if arguments.work == "up":
+            await up(local, remote)
+        elif arguments.work == "down":
+            await client.download(system, remote, local, blocking=True, **method)
+        else:
+            await loop()
+
+    async def loop() -> None:
+        """A tree as a loop over its files, `workers` at a time; directories first."""
+        free = asyncio.Semaphore(arguments.workers)
+
+        async def one(source: str, target: str) -> None:
+            async with free:
+                if arguments.work == "tree-up":
+                    await up(source, target)
+                else:
+                    await client.download(system, target, source, blocking=True)
+
+        root, (names, folders) = Path(local), contents(Path(arguments.like or local))
+        for folder in [Path(), *folders]:
+            if arguments.work == "tree-up":
+                await client.mkdir(system, f"{remote}/{folder}", create_parents=True)
+            else:
+                (root / folder).mkdir(exist_ok=True)
+        pairs = [(str(root / name), f"{remote}/{name}") for name in names if name not in folders]
+        if arguments.workers == 1:
+            for source, target in pairs:
+                await one(source, target)
+        else:
+            await asyncio.gather(*(one(source, target) for source, target in pairs))
+
+    try:
+        return await repeated(transfer, arguments.times)
+    finally:
+        await client.close_session()
+
+
+def main() -> None:
     """Time from the first import on: one client loads its parts at once, the other as they are used."""
-    client, direction, local, remote, *route = arguments
-    begun = time.time()
-    if client == "hpcbridge":
-        facts = asyncio.run(hpcbridge_transfer(direction, local, remote, route[0] if route else None))
-    else:
-        facts = asyncio.run(pyfirecrest_transfer(direction, local, remote))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("client", choices=["hpcbridge", "pyfirecrest"])
+    parser.add_argument("work", choices=["up", "down", "tree-up", "tree-down", "sync"])
+    parser.add_argument("local")
+    parser.add_argument("remote")
+    parser.add_argument("--route")
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--like")
+    arguments = parser.parse_args()
+    begun, used = time.time(), processor_time()
+    facts = asyncio.run((by_hpcbridge if arguments.client == "hpcbridge" else by_pyfirecrest)(arguments))
     ended = time.time()
-    peak = peak_memory()
-    size = Path(local).stat().st_size
-    print(json.dumps({"begun": begun, "ended": ended, "seconds": ended - begun, "rss": peak, "bytes": size, **facts}))
+    own = {"begun": begun, "ended": ended, "seconds": ended - begun, "cpu": processor_time() - used}
+    print(json.dumps({**own, "rss": peak_memory(), **facts}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

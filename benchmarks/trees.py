@@ -1,0 +1,124 @@
+"""Many small files: hpcbridge's trees beside a loop over pyfirecrest's calls for one file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.transfers import HOME, Row, besides_polling, mid, remove, run_worker
+from support.sandbox import SandboxProcess
+
+SIZE = 1000
+"""Bytes per file: random, so that nothing is gained by compressing them."""
+FOLDERS = 100
+WORKERS = (1, 8)
+"""Files that the loop moves at a time: one after the other as in pyfirecrest's documentation, and as many as fit."""
+
+
+def make_tree(root: Path, files: int) -> Path:
+    """`files` files in up to 100 directories."""
+    for index in range(files):
+        folder = root / f"d{index % min(FOLDERS, files):02d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"f{index:05d}").write_bytes(os.urandom(SIZE))
+    return root
+
+
+def digest(root: Path) -> str:
+    """SHA-256 over the names and contents of all files below `root`."""
+    whole = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            whole.update(str(path.relative_to(root)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def measure(
+    sandbox: SandboxProcess, work: Path, files: int, sample: int, repeats: int, said: Callable[[str], None]
+) -> dict[str, list[Row]]:
+    """What was done -> one row per repeat; the loop's are of `sample` files, `whole` is the time of all of them."""
+    local, few = make_tree(work / "tree", files), make_tree(work / "sample", sample)
+    found: dict[str, list[Row]] = {}
+
+    def keep(name: str, row: Row) -> None:
+        found.setdefault(name, []).append(row)
+
+    for repeat in range(repeats):
+        said(f"{files} files, {repeat + 1} of {repeats}")
+        remote, back = f"{HOME}/tree", work / "back"
+        for way in ("tree-up", "tree-down"):
+            target = local if way == "tree-up" else back
+            row = run_worker(sandbox, work, "hpcbridge", way, str(target), remote)
+            there = sandbox.host_path(remote) if way == "tree-up" else back
+            keep(way, row | {"intact": digest(there) == digest(local), "files": files, "whole": row["seconds"]})
+        remove(back)
+        _sync(sandbox, work, local, keep)
+        for workers in WORKERS:
+            _loop(sandbox, work, few, files, workers, keep)
+        remove(sandbox.host_path(remote))
+    remove(local)
+    remove(few)
+    return found
+
+
+def _sync(sandbox: SandboxProcess, work: Path, local: Path, keep: Callable[[str, Row], None]) -> None:
+    """All of it, nothing, one changed file."""
+    remote = f"{HOME}/synced"
+    for name in ("sync, all new", "sync, nothing changed", "sync, one file changed"):
+        if name.endswith("one file changed"):
+            next(path for path in sorted(local.rglob("*")) if path.is_file()).write_bytes(os.urandom(SIZE))
+        row = run_worker(sandbox, work, "hpcbridge", "sync", str(local), remote)
+        keep(name, row | {"intact": digest(sandbox.host_path(remote)) == digest(local), "whole": row["seconds"]})
+    remove(sandbox.host_path(remote))
+
+
+def _loop(
+    sandbox: SandboxProcess, work: Path, few: Path, files: int, workers: int, keep: Callable[[str, Row], None]
+) -> None:
+    """A loop's time grows with its files; its start is counted too, once."""
+    count = sum(path.is_file() for path in few.rglob("*"))
+    remote, back = f"{HOME}/loop", work / "back"
+    for way in ("tree-up", "tree-down"):
+        target, like = (few, few) if way == "tree-up" else (back, few)
+        back.mkdir(exist_ok=True)
+        options = ("--workers", str(workers), "--like", str(like))
+        row = run_worker(sandbox, work, "pyfirecrest", way, str(target), remote, *options)
+        there = sandbox.host_path(remote) if way == "tree-up" else back
+        whole = {"whole": row["seconds"] * files / count, "calls": row["calls"] * files // count}
+        whole["commands"] = row["commands"] * files // count
+        keep(f"{way}, loop of {workers}", row | whole | {"intact": digest(there) == digest(few)})
+    remove(back)
+    remove(sandbox.host_path(remote))
+
+
+COLUMNS = ["tree", "wall (s)", "/loop of 1", "CPU (s)", "peak MB", "calls", "besides polling", "commands", "equal"]
+
+
+def lines(found: dict[str, list[Row]]) -> list[list[str]]:
+    """The rows of the table, medians; extrapolated ones are marked."""
+    shown = []
+    for name, rows in found.items():
+        base = found[f"{'tree-down' if name.startswith('tree-down') else 'tree-up'}, loop of 1"]
+        loop = "loop" in name
+        shown.append(
+            [
+                name + (" at a time *" if loop else ""),
+                f"{mid(rows, 'whole'):.2f}",
+                f"{mid(rows, 'whole') / mid(base, 'whole'):.4f}",
+                "-" if loop else f"{mid(rows, 'cpu'):.2f}",
+                f"{mid(rows, 'rss') / 1e6:.0f}",
+                f"{mid(rows, 'calls'):.0f}",
+                "-" if loop else f"{max(map(besides_polling, rows))}",
+                f"{mid(rows, 'commands'):.0f}",
+                "yes" if all(row["intact"] for row in rows) else "NO",
+            ]
+        )
+    return shown
+
+
+def figures(found: dict[str, list[Row]]) -> list[dict[str, Any]]:
+    """For the JSON file: every row."""
+    return [{"what": name, "runs": rows} for name, rows in found.items()]
