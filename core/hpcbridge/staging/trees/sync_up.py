@@ -1,0 +1,357 @@
+"""`sync_up`: bring a directory on the system up to date with a local one, sending only what changed.
+
+The client compares the local tree with the manifest that it left there (`records`), and sends edits and new content in
+one archive. The job finds out whether that suffices (`applying`); if the tree is not what the record says, it tells
+what it lacks, and a second archive brings that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+import secrets
+import stat
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcbridge.errors import (
+    AlreadyExists,
+    Conflict,
+    HpcBridgeError,
+    IntegrityError,
+    NotFound,
+    PathNotFound,
+    PermissionDenied,
+    TooLarge,
+    TransferError,
+)
+from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
+from hpcbridge.staging.names import RemotePath
+from hpcbridge.staging.places import require_inside
+from hpcbridge.staging.plan import Verify
+from hpcbridge.staging.progress import Phase, Progress, Reporter
+from hpcbridge.staging.trees.archive import Archive
+from hpcbridge.staging.trees.entries import Entry, Kind, Member
+from hpcbridge.staging.trees.hashes import HashCache
+from hpcbridge.staging.trees.listing import OWN, identity, joined, path_of, rows
+from hpcbridge.staging.trees.patterns import Filter
+from hpcbridge.staging.trees.records import Record, RecordFile
+from hpcbridge.staging.trees.results import Action, Change, TreeResult
+from hpcbridge.staging.trees.scan import Scan, scan
+from hpcbridge.staging.trees.upload import parse_tree
+
+if TYPE_CHECKING:
+    from hpcbridge.staging.trees.applying import Answer, Payload
+    from hpcbridge.staging.trees.statedir import Sender
+
+JOBS = 6
+"""Jobs of one sync at most: the first, one after each surprise, and those after damage on the way."""
+AT_ONCE = 4 << 20
+"""Bytes of content that are sent unasked where it is not known what is there: asking costs a job."""
+
+
+async def sync_up(
+    system: TransferSystem,
+    local: str | Path,
+    remote: str,
+    *,
+    filter: Filter | None = None,
+    delete: bool = False,
+    route: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    account: str | None = None,
+    max_size: int | None = None,
+    dry_run: bool = False,
+) -> TreeResult:
+    """Make the directory `remote` hold what the directory `local` holds, sending only what changed.
+
+    What was changed over there since the last sync gets the local content again; what is there under other names stays,
+    unless `delete`. Content that is there already, under whatever name, is not sent. Every entry appears by one rename,
+    whole and with its SHA-256 compared; a sync that is interrupted at any point is finished by the next.
+
+    Args:
+        system: a `hpcbridge.System`.
+        local: a directory.
+        remote: absolute path; it stands for the tree's root. Missing directories are made.
+        filter: what is kept; everything by default. What it does not keep is neither sent nor deleted.
+        delete: remove what is there, is not here, and is kept by the filter.
+        route: of large archives: "chunked", "s3" or "streamer"; None takes the quickest.
+        progress: told phases and the archive's bytes; an exception it raises ends the sync.
+        account: charged for the jobs.
+        max_size: bytes of the local files' content; more is TooLarge.
+        dry_run: change nothing, and say what would change.
+
+    Raises:
+        InvalidPath, InvalidRequest, TooLarge: refused before anything was sent. PathNotFound, PermissionDenied: part of
+            the local tree cannot be read, or the target not be written.
+        AlreadyExists: a file is in the target's place, or something that was not sent from here is in a directory whose
+            place a file shall take.
+        Conflict: another sync into this tree is going on.
+        TransferError: it failed, as when a file changed while it was sent; the next sync goes on. IntegrityError: what
+            was sent arrived damaged again and again.
+        Unavailable: the server stayed away for longer than a transfer waits (15 minutes).
+    """
+    begun = time.monotonic()
+    target = parse_tree(remote)
+    root = Path(local)
+    kept = with_own(filter)
+    looking = asyncio.ensure_future(asyncio.to_thread(_look, root, kept))
+    try:
+        info = await system.client.system(system.name, patience=PATIENCE)
+        t = Transfer(system, info, root, Reporter(progress), Verify.AUTO, account)
+        t.reporter.phase(Phase.CHECKING, "looking through the tree")
+        require_inside(t, target)
+    finally:
+        found, mode = await looking
+    if max_size is not None and found.bytes > max_size:
+        raise TooLarge(f"{root} holds {found.bytes} bytes, more than {max_size}", path=str(root))
+    result = await _Sync(t, target, found, kept, mode, route, delete=delete, dry=dry_run).run()
+    t.reporter.phase(Phase.DONE)
+    return replace(result, seconds=time.monotonic() - begun)
+
+
+def with_own(filter: Filter | None) -> Filter:
+    """The filter, without what is ours on either side."""
+    given = filter or Filter()
+    return replace(given, exclude=(*given.exclude, *OWN))
+
+
+def _look(root: Path, filter: Filter) -> tuple[Scan, int]:
+    found = scan(root, filter, hashing=True, cache=HashCache.of(root))
+    return found, stat.S_IMODE(root.stat().st_mode) & 0o777
+
+
+def record_of(t: Transfer, way: str, target: RemotePath) -> RecordFile:
+    """The record of syncs `way` with this tree."""
+    session = t.client.session
+    return RecordFile.of(way, session.site.url, session.credential.identity, t.name, str(target))
+
+
+@dataclass(slots=True)
+class _Sync:
+    """One sync: jobs until the tree is as wanted."""
+
+    t: Transfer
+    target: RemotePath
+    found: Scan
+    filter: Filter
+    mode: int
+    wanted: str | None
+    delete: bool
+    dry: bool
+    session: str = field(default_factory=lambda: secrets.token_hex(4))
+    attempt: int = 0
+    state: str = ""
+    sent: set[bytes] = field(default_factory=set)
+
+    async def run(self) -> TreeResult:
+        from hpcbridge.staging.trees.applying import Verdict
+        from hpcbridge.staging.trees.statedir import Sender, open_state
+
+        t, rows_here = self.t, await asyncio.to_thread(rows, self.found.manifest)
+        kept = record_of(t, "up", self.target)
+        record = await asyncio.to_thread(kept.load)
+        if record is None and self.dry and not await self._exists():
+            return self._all_new()
+        sender = Sender(t, self.wanted)
+        members = await self._first(record, rows_here)
+        self.state = record.state if record else await open_state(t, self.target)
+        payload: Payload | None = None
+        answer: Answer | None = None
+        for _ in range(JOBS):
+            try:
+                if members:
+                    payload = await self._send(sender, members)
+                    members = []
+                answer = await self._job(payload, identity(rows_here))
+            except NotFound:
+                # The state directory is gone, and with it what was sent.
+                self.state = await open_state(t, self.target)
+                members = [*_whole(rows_here), *self._content(self.sent)]
+                continue
+            if answer is None:
+                self.state = await open_state(t, self.target)
+            elif answer.verdict is Verdict.DRY:
+                return self._result(answer, sender.route and None, 0)
+            elif answer.verdict is Verdict.APPLIED:
+                await asyncio.to_thread(kept.save, Record(self.state, tuple(rows_here)))
+                return self._result(answer, sender.route, sender.bytes)
+            elif answer.verdict is Verdict.BASE:
+                members = _whole(rows_here)
+            elif answer.verdict is Verdict.WANT:
+                members = self._lacking(answer)
+            elif answer.verdict is Verdict.DAMAGED:
+                members = [*_whole(rows_here), *self._content(self.sent)]
+            else:
+                raise self._failure(answer)
+        raise self._gave_up(answer)
+
+    async def _exists(self) -> bool:
+        t = self.t
+        try:
+            found = await t.client.stat(t.name, str(self.target), dereference=True, patience=PATIENCE)
+        except PathNotFound:
+            return False
+        if not stat.S_ISDIR(found.mode):
+            raise t.error(f"{self.target} is a file", kind=AlreadyExists, path=str(self.target))
+        return True
+
+    async def _first(self, record: Record | None, here: list[bytes]) -> list[Member]:
+        """What is sent at first: edits of what the record says is there, with new content; or everything."""
+        if record is not None:
+            old, new = set(record.rows), set(here)
+            gone, fresh = sorted(old - new), sorted(new - old)
+            sums = {row[:64] for row in record.rows}
+            self.sent = {path_of(row) for row in fresh if row[64:65] != b"f" or row[:64] not in sums}
+            edits = [_data(b"gone", joined(gone)), _data(b"new", joined(fresh))] if gone or fresh else []
+            return [*edits, *([] if self.dry else self._content(self.sent))]
+        if self.dry or (self.found.bytes > AT_ONCE and await self._exists()):
+            return _whole(here)
+        self.sent = {entry.path for entry in self.found.manifest}
+        return [*_whole(here), *self._content(self.sent)]
+
+    def _lacking(self, answer: Answer) -> list[Member]:
+        lacking = {e.path for e in self.found.manifest if e.kind is Kind.FILE} if answer.paths is None else answer.paths
+        if again := sorted(self.sent.intersection(lacking)):
+            name = self.t.local / Path(again[0].decode("utf-8", "surrogateescape"))
+            raise TransferError(
+                f"{name} changed while it was being sent", path=str(name), hint="Nothing was changed; sync again"
+            )
+        self.sent.update(lacking)
+        return self._content(lacking)
+
+    def _content(self, paths: Collection[bytes]) -> list[Member]:
+        """Members for these paths, and for the directories that lead to them."""
+        leading = {
+            b"/".join(parts[:depth]) for parts in (p.split(b"/") for p in paths) for depth in range(1, len(parts))
+        }
+        taken = leading.union(paths)
+        return [_below(member) for member in self.found.members if member.entry.path in taken]
+
+    async def _send(self, sender: Sender, members: list[Member]) -> Payload:
+        from hpcbridge.staging.trees.compressing import compressed
+
+        archive = await asyncio.to_thread(Archive, members, str(self.t.local))
+        source = await asyncio.to_thread(compressed, archive)
+        try:
+            return await sender.send(source, self.state)
+        finally:
+            source.close()
+
+    async def _job(self, payload: Payload | None, goal: str) -> Answer | None:
+        from hpcbridge.staging import keyed_jobs
+        from hpcbridge.staging.trees.applying import Apply, parse_answer
+
+        t = self.t
+        self.attempt += 1
+        plan = Apply(
+            self.state,
+            self.session,
+            self.attempt,
+            self.target,
+            goal,
+            self.filter,
+            payload,
+            delete=self.delete,
+            dry=self.dry,
+            mode=self.mode,
+        )
+        job = keyed_jobs.spec(
+            t, script=plan.script(), directory=self.state, label="hpcbridge-sync", session=self.session
+        )
+        t.reporter.phase(Phase.QUEUED, "submitting the job that compares and publishes")
+        key = f"sync {self.session} {self.attempt}"
+        text = await keyed_jobs.run(t, job, key, posixpath.join(self.state, plan.answer_name))
+        return None if text is None else parse_answer(text)
+
+    def _failure(self, answer: Answer) -> HpcBridgeError:
+        from hpcbridge.staging.trees.applying import Verdict
+
+        error, target = partial(self.t.error, path=str(self.target)), self.target
+        if answer.verdict is Verdict.BUSY:
+            return error(f"another sync is working on {target} (job {answer.reason})", kind=Conflict, hint="Try later")
+        if answer.verdict is Verdict.TARGET:
+            return error(f"{target} cannot become a directory: {answer.reason}", kind=AlreadyExists)
+        if answer.verdict is Verdict.CONFLICT:
+            names = ", ".join(path.decode(errors="replace") for path in (answer.paths or ())[:5])
+            return error(
+                f"in {target}, a file shall take the place of a directory that holds what was not sent from here: "
+                f"{names}",
+                kind=AlreadyExists,
+                hint="Nothing was changed; move it away, or delete what is not here (`delete=True`, `--delete`)",
+            )
+        what, _, words = answer.reason.partition(" ")
+        denied = "Permission denied" in words or "Operation not permitted" in words
+        return error(
+            f"the job that brings {target} up to date failed while {what}: {words}",
+            kind=PermissionDenied if denied else TransferError,
+        )
+
+    def _gave_up(self, answer: Answer | None) -> HpcBridgeError:
+        if answer is None:
+            return self.t.error(
+                "the jobs that bring the tree up to date ended without an answer", path=str(self.target)
+            )
+        return self.t.error(
+            f"what was sent to {self.target} arrived damaged, or it does not stop changing",
+            kind=IntegrityError,
+            path=str(self.target),
+        )
+
+    def _all_new(self) -> TreeResult:
+        changes = [Change(e.path, Action.COPY, e.kind, e.size) for e in self.found.manifest]
+        return _counted(changes, None, self.found.bytes, self.found, ())
+
+    def _result(self, answer: Answer, route: str | None, size: int) -> TreeResult:
+        manifest = self.found.manifest
+        changes = []
+        for path in (*answer.added, *answer.changed, *answer.touched):
+            entry = manifest.get(path)
+            assert entry is not None
+            changes.append(Change(path, self._action(entry, answer), entry.kind, entry.size))
+        changes += [Change(path, Action.DELETE, Kind.FILE) for path in answer.deleted]
+        if self.dry:
+            size = sum(change.size for change in changes if change.action is Action.COPY)
+        return _counted(changes, route, size, self.found, answer.deleted)
+
+    def _action(self, entry: Entry, answer: Answer) -> Action:
+        if entry.path in set(answer.touched):
+            return Action.CHANGE
+        return Action.COPY if entry.kind is not Kind.FILE or entry.path in self.sent else Action.MOVE
+
+
+def _counted(
+    changes: list[Change], route: str | None, size: int, found: Scan, deleted: Collection[bytes]
+) -> TreeResult:
+    brought = [change for change in changes if change.action in (Action.COPY, Action.MOVE)]
+    kinds = [change.kind for change in brought]
+    touched = sum(change.action is Action.CHANGE for change in changes)
+    return TreeResult(
+        route,
+        size,
+        kinds.count(Kind.FILE),
+        kinds.count(Kind.DIRECTORY),
+        kinds.count(Kind.LINK),
+        0.0,
+        skipped=found.skipped,
+        deleted=len(deleted),
+        unchanged=len(found.manifest) - len(brought) - touched,
+        changes=changes,
+    )
+
+
+def _whole(here: Iterable[bytes]) -> list[Member]:
+    return [_data(b"full", joined(here))]
+
+
+def _data(name: bytes, data: bytes) -> Member:
+    return Member(Entry(name, Kind.FILE, 0o600, len(data)), data=data)
+
+
+def _below(member: Member) -> Member:
+    entry = replace(member.entry, path=b"tree/" + member.entry.path)
+    return replace(member, entry=entry)
