@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -129,7 +130,7 @@ class SandboxProcess:
 
     def reset(self) -> None:
         """Take back every fault and begin to count requests anew."""
-        for path in ("/faults", "/outage", "/requests", "/s3-faults", "/scheduler-faults"):
+        for path in ("/faults", "/outage", "/requests", "/s3-faults", "/streamer-faults", "/scheduler-faults"):
             self.delete(path)
         self.post("/sessions", {"max": None})
         self.post("/latency", {"seconds": 0})
@@ -193,6 +194,15 @@ def start_sandbox(
                 sandbox.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def with_streamer() -> tuple[str, ...]:
+    """Flags of a sandbox that moves files by streamer, on ports that no other sandbox of these tests is likely to use.
+
+    Below the range from which this machine takes ports for its own connections.
+    """
+    first = random.randrange(12_000, 32_000, 20)
+    return "--transfer", "streamer", "--streamer-ports", f"{first}-{first + 10}"
 
 
 def children_of(pid: int) -> list[int]:
