@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import posixpath
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import InvalidPath
-from hpcbridge.staging import delivery, keyed_jobs
-from hpcbridge.staging.context import Transfer
-from hpcbridge.staging.joining import Answer, Join, parse_answer
+from hpcbridge.errors import IntegrityError, InvalidPath, NotFound
+from hpcbridge.staging import delivery, digests, keyed_jobs
+from hpcbridge.staging.context import PATIENCE, Transfer
+from hpcbridge.staging.joining import Answer, Join, Verdict, parse_answer
 from hpcbridge.staging.names import RemotePath
-from hpcbridge.staging.pieces import open_stage
-from hpcbridge.staging.plan import Route
+from hpcbridge.staging.pieces import Stage, open_stage
+from hpcbridge.staging.plan import Route, Verify
 from hpcbridge.staging.progress import Phase
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ async def put(t: Transfer, source: SourceFile, target: RemotePath, route: Route 
     Raises IntegrityError when the pieces arrive damaged again and again, InvalidPath when the target is a directory.
     """
     stage = await open_stage(t, target, source, delivery.stage_piece(t, source, route))
+    if stage.begun is not None:
+        earlier = await _published_before(t, source, target, stage, route)
+        if earlier is not None:
+            return earlier.sha256
     delivered = await delivery.deliver(t, source, stage, route)
 
     async def run(delivered: delivery.Delivery) -> Answer | None:
@@ -31,6 +37,28 @@ async def put(t: Transfer, source: SourceFile, target: RemotePath, route: Route 
 
     answer = await delivery.take(t, delivered, run, lambda answer: _refuse_hopeless(t, target, answer), target)
     return answer.sha256
+
+
+async def _published_before(
+    t: Transfer, source: SourceFile, target: RemotePath, stage: Stage, route: Route
+) -> Answer | None:
+    """The answer of a job that an earlier attempt had submitted; None when the file has to be sent again."""
+    assert stage.begun is not None
+    earlier = delivery.Delivery(t, source, replace(stage), route)
+    earlier.stage.session, earlier.stage.attempts = stage.begun
+    earlier.sha256 = None if t.verify in (None, Verify.SIZE) else await source.sha256()
+    answer = await _join(t, source, target, earlier)
+    if answer is not None and answer.verdict is Verdict.PUBLISHED:
+        # That may have been long ago.
+        with suppress(IntegrityError, NotFound):
+            found = await t.client.stat(t.name, str(target), dereference=True, patience=PATIENCE)
+            if found.size == source.size:
+                await digests.check(t, target, source.size, earlier.sha256)
+                await keyed_jobs.remove_directory(t, stage.directory)
+                return answer
+    if stage.session == earlier.stage.session:
+        stage.renew()
+    return None
 
 
 async def _join(t: Transfer, source: SourceFile, target: RemotePath, delivered: delivery.Delivery) -> Answer | None:

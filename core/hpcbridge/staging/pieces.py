@@ -34,17 +34,26 @@ SENDERS = 4
 """Uploads in flight: OpenSSH lets a user have 10 sessions, and each holds a piece in memory."""
 _PIECE = re.compile(r"([0-9a-f]{8})\.(\d{6})")
 _ANSWER = re.compile(r"([0-9a-f]{8})\.answer-(\d+)")
+_TRACE = re.compile(r"([0-9a-f]{8})\.(?:joined|log|answer-(\d+)(?:\.done)?)")
 
 
 @dataclass(slots=True)
 class Stage:
-    """The staging directory: who uploads there, bytes per piece, which whole pieces are there, and jobs so far."""
+    """The staging directory: who uploads there, bytes per piece, which whole pieces are there, and jobs so far.
+
+    `begun` is the session and number of an earlier attempt's job that has begun to use up its pieces, if any.
+    """
 
     directory: str
     session: str
     piece: int
     present: set[int] = field(default_factory=set)
     attempts: int = 0
+    begun: tuple[str, int] | None = None
+
+    def renew(self) -> None:
+        """Nothing that is there can be used: a session of its own begins."""
+        self.session, self.present, self.attempts, self.begun = secrets.token_hex(4), set(), 0, None
 
 
 def stage_directory(target: RemotePath, identity: str, piece: int, *, inside: bool = False) -> str:
@@ -102,7 +111,15 @@ async def open_stage(
             raise
         await t.client.mkdir(t.name, directory, parents=True, patience=PATIENCE)
     session, present, attempts = survey(names, source.size, piece)
-    return Stage(directory, session or secrets.token_hex(4), piece, present, attempts)
+    whole = len(present) == piece_count(source.size, piece)
+    begun = None if whole else job_begun(names)
+    return Stage(directory, session or secrets.token_hex(4), piece, present, attempts, begun)
+
+
+def job_begun(names: Iterable[str]) -> tuple[str, int] | None:
+    """The session whose job has begun by what a listing tells, and the job's number; of several the last."""
+    found = [match for match in map(_TRACE.fullmatch, names) if match]
+    return max(((match[1], int(match[2] or 1)) for match in found), key=lambda each: each[1], default=None)
 
 
 async def listing(t: Transfer, directory: str) -> dict[str, int]:
