@@ -28,7 +28,7 @@ export LC_ALL=C
 unpack() { printf %s "$1" | base64 -d; }
 stage=$(unpack @STAGE@)
 source=$(unpack @SOURCE@; printf x); source=${source%x}
-piece=@PIECE@ most=@MOST@ largest=@LARGEST@ listing=@LISTING@
+piece=@PIECE@ most=@MOST@ limit=@LIMIT@ largest=@LARGEST@ listing=@LISTING@
 own=@SESSION@. answer=@ANSWER@ errors=@SESSION@.errors
 
 answer() { printf '%s\n' "$*" >"$answer.new" && mv -f -- "$answer.new" "$answer"; }
@@ -76,6 +76,7 @@ grep -zav '^[fdl] ' -- "$own"kept | cut -z -d ' ' -f 1,4- >"$own"notes
 grep -za '^[fdl] ' -- "$own"kept >"$own"plain; mv -f -- "$own"plain "$own"kept
 bytes=$(sum 2) space=$(($(sum 3) * 512)) entries=$(grep -zc '' -- "$own"kept)
 size=$(((space < bytes ? space : bytes) + 1024 * entries))
+[ -z "$limit" ] || [ "$bytes" -le "$limit" ] || { echo "$bytes" >"$errors"; fail large; }
 [ "$most" -lt 0 ] || [ "$size" -le "$most" ] || piece=0
 
 compression=
@@ -123,7 +124,7 @@ class Pack:
     """One packing job: the directory `source` becomes an archive in `stage`.
 
     It is cut into pieces of `piece` bytes where it seems to have at most `most` bytes (None: always), else left whole.
-    `listing` makes a list of what would be packed instead.
+    More than `limit` bytes of content are refused. `listing` makes a list of what would be packed instead.
     """
 
     stage: str
@@ -132,6 +133,7 @@ class Pack:
     filter: Filter
     piece: int
     most: int | None = None
+    limit: int | None = None
     listing: bool = False
 
     WORTHWHILE = 256 << 10
@@ -160,6 +162,7 @@ class Pack:
             "SOURCE": packed(self.source.encoded),
             "PIECE": str(self.piece),
             "MOST": str(-1 if self.most is None else self.most),
+            "LIMIT": "" if self.limit is None else str(self.limit),
             "LARGEST": "" if largest is None else str(largest),
             "LISTING": "1" if self.listing else "",
             "EXCLUDE": packed(_records(patterns.exclude)),
