@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpcbridge import _registry
 from hpcbridge.job import Job
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from hpcbridge.staging import Progress, TransferResult
     from hpcbridge.staging.context import Transfer
     from hpcbridge.staging.remote.operations import Usage
+    from hpcbridge.staging.trees.patterns import Filter
+    from hpcbridge.staging.trees.results import TreeResult
 
 
 class System:
@@ -126,19 +129,50 @@ class System:
         atomic: bool = False,
         progress: Callable[[Progress], None] | None = None,
         account: str | None = None,
-    ) -> TransferResult:
-        """Copy the file `local` to the absolute path `remote`.
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        max_file_size: int | None = None,
+        max_size: int | None = None,
+        dry_run: bool = False,
+    ) -> TransferResult | TreeResult:
+        """Copy the file or directory `local` to the absolute path `remote`.
 
-        `route` is "direct", "chunked" or "s3", or None for the quickest the system offers. `verify` is "auto", "size",
-        "sha256" or None. `atomic` publishes the file by one rename. `progress` is told phase and bytes. Raises
-        TransferError, IntegrityError, PathNotFound, PermissionDenied, Unavailable.
+        Of a directory, the content becomes the content of `remote` (never `remote`/NAME), merged into what is there:
+        one archive, published by rename. `include` and `exclude` are patterns like gitignore's, `max_file_size`
+        (bytes) leaves larger files out; both are for directories. `max_size` (bytes) refuses more than that as a whole.
+        With `dry_run` nothing is sent; the result of a directory lists what would be.
+
+        `route` is a name of `hpcbridge.staging.Route`, or None for the quickest that the system offers. `verify` is
+        "auto", "size", "sha256" or None. `atomic` publishes a file by one rename, as a directory always is. `progress`
+        is told phase and bytes. Raises TransferError, IntegrityError, TooLarge, PathNotFound, PermissionDenied,
+        Unavailable.
         """
         from hpcbridge.staging import put_file
 
+        path = Path(local)
         async with self._use():
+            if path.is_dir():  # noqa: ASYNC240 (one look)
+                from hpcbridge.staging.trees.upload import put_tree
+
+                return await put_tree(
+                    self,
+                    path,
+                    remote,
+                    filter=_filter(include, exclude, max_file_size),
+                    route=route,
+                    verify=verify,
+                    progress=progress,
+                    account=self._account(account),
+                    max_size=max_size,
+                    dry_run=dry_run,
+                )
+            size = path.stat().st_size  # noqa: ASYNC240
+            _check_file(size, str(path), max_size, for_trees=bool(include or exclude or max_file_size is not None))
+            if dry_run:
+                return _not_sent(size)
             return await put_file(
                 self,
-                Path(local),
+                path,
                 remote,
                 route=route,
                 verify=verify,
@@ -157,24 +191,97 @@ class System:
         resume: bool = True,
         progress: Callable[[Progress], None] | None = None,
         account: str | None = None,
-    ) -> TransferResult:
-        """Copy the absolute path `remote` to the file `local`; see `put`.
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        max_file_size: int | None = None,
+        max_size: int | None = None,
+        dry_run: bool = False,
+    ) -> TransferResult | TreeResult:
+        """Copy the file or directory `remote` (absolute) to the path `local`; see `put`.
 
         With `resume` an interrupted download goes on where it stopped.
         """
+        from hpcbridge.errors import IsDirectory
         from hpcbridge.staging import get_file
 
-        async with self._use():
-            return await get_file(
+        for_trees = bool(include or exclude or max_file_size is not None)
+        async with self._use() as (entry, name):
+            whole = not remote.endswith("/")
+            if whole and (for_trees or dry_run or max_size is not None):
+                found = await entry.client.stat(name, remote, dereference=True)
+                whole = not stat.S_ISDIR(found.mode)
+                if whole:
+                    _check_file(found.size, remote, max_size, for_trees=for_trees)
+                if whole and dry_run:
+                    return _not_sent(found.size)
+            if whole:
+                try:
+                    return await get_file(
+                        self,
+                        remote,
+                        Path(local),
+                        route=route,
+                        verify=verify,
+                        resume=resume,
+                        progress=progress,
+                        account=self._account(account),
+                    )
+                except IsDirectory:
+                    pass
+            from hpcbridge.staging.trees.download import get_tree
+
+            return await get_tree(
                 self,
                 remote,
                 Path(local),
+                filter=_filter(include, exclude, max_file_size),
                 route=route,
                 verify=verify,
                 resume=resume,
                 progress=progress,
                 account=self._account(account),
+                max_size=max_size,
+                dry_run=dry_run,
             )
+
+    async def sync(
+        self,
+        local: str | Path,
+        remote: str,
+        *,
+        direction: Literal["up", "down"] = "up",
+        delete: bool = False,
+        route: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        max_file_size: int | None = None,
+        dry_run: bool = False,
+    ) -> TreeResult:
+        """Make the directory `remote` like `local` ("up"), or `local` like `remote` ("down"), sending what differs.
+
+        What is on the receiving side alone stays, unless `delete`; what the patterns leave out stays in any case. See
+        `put` for the rest.
+        """
+        if direction not in ("up", "down"):
+            raise ValueError(f'direction is "up" or "down", not {direction!r}')
+        options: dict[str, Any] = {
+            "filter": _filter(include, exclude, max_file_size),
+            "delete": delete,
+            "route": route,
+            "progress": progress,
+            "dry_run": dry_run,
+        }
+        async with self._use():
+            options["account"] = self._account(account)
+            if direction == "up":
+                from hpcbridge.staging.trees.sync_up import sync_up
+
+                return await sync_up(self, Path(local), remote, **options)
+            from hpcbridge.staging.trees.sync_down import sync_down
+
+            return await sync_down(self, remote, Path(local), **options)
 
     async def ls(self, path: str, *, hidden: bool = False, recursive: bool = False) -> list[FileEntry]:
         """The entries of a directory, without `.` and `..`; with `recursive` of the whole tree, names relative to it.
@@ -208,7 +315,8 @@ class System:
         from hpcbridge.staging.remote import operations
 
         async with self._remote() as t:
-            await operations.make(t, _paths(path), parents=parents)
+            failures = await operations.make(t, _paths(path), parents=parents)
+        operations.raise_failures(failures, len(_paths(path)))
 
     async def rm(
         self,
@@ -229,9 +337,10 @@ class System:
         from hpcbridge.staging.remote import operations
 
         async with self._remote(account, progress) as t:
-            await operations.remove(
+            failures = await operations.remove(
                 t, _paths(path), recursive=recursive, missing_ok=missing_ok, preserve_root=preserve_root
             )
+        operations.raise_failures(failures, len(_paths(path)))
 
     async def cp(
         self,
@@ -250,7 +359,8 @@ class System:
         from hpcbridge.staging.remote import operations
 
         async with self._remote(account, progress) as t:
-            await operations.copy(t, _paths(source), destination, recursive=recursive)
+            failures = await operations.copy(t, _paths(source), destination, recursive=recursive)
+        operations.raise_failures(failures, len(_paths(source)))
 
     async def mv(
         self,
@@ -264,7 +374,8 @@ class System:
         from hpcbridge.staging.remote import operations
 
         async with self._remote(account, progress) as t:
-            await operations.move(t, _paths(source), destination)
+            failures = await operations.move(t, _paths(source), destination)
+        operations.raise_failures(failures, len(_paths(source)))
 
     async def du(
         self, path: str, *, progress: Callable[[Progress], None] | None = None, account: str | None = None
@@ -343,6 +454,29 @@ class System:
             system=name,
             hint="Name one (`--workdir`, `workdir=`)",
         )
+
+
+def _filter(include: Sequence[str], exclude: Sequence[str], max_file_size: int | None) -> Filter | None:
+    if not include and not exclude and max_file_size is None:
+        return None
+    from hpcbridge.staging.trees.patterns import Filter
+
+    return Filter(tuple(include), tuple(exclude), max_file_size)
+
+
+def _check_file(size: int, path: str, max_size: int | None, *, for_trees: bool) -> None:
+    from hpcbridge.errors import InvalidRequest, TooLarge
+
+    if for_trees:
+        raise InvalidRequest(f"{path} is a file: patterns and max_file_size choose what of a directory goes", path=path)
+    if max_size is not None and size > max_size:
+        raise TooLarge(f"{path} has {size} bytes, more than the {max_size} allowed", path=path)
+
+
+def _not_sent(size: int) -> TransferResult:
+    from hpcbridge.staging import TransferResult
+
+    return TransferResult("none", size, 0.0)
 
 
 def _paths(given: str | Sequence[str]) -> Sequence[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hpcbridge.cli import account, batch, context, files, plugins, site
+from hpcbridge.cli import account, batch, context, files, plugins, site, transfers
 from hpcbridge.cli.exits import ExitCode, for_error, next_step
 
 EPILOG = "\n\n".join(
@@ -51,7 +51,7 @@ class RootGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("Interrupted.", state.interrupt_note)
+            _say("Interrupted.", _after_interrupt(state))
             raise typer.Exit(ExitCode.CANCELLED) from None
         except BrokenPipeError:
             raise
@@ -63,6 +63,13 @@ class RootGroup(TyperGroup):
             raise typer.Exit(_report(error)) from None
 
 
+def _after_interrupt(state: context.State) -> str | None:
+    """The command's own note; a line about {job} only where there is one."""
+    lines = (state.interrupt_note or "").splitlines()
+    told = [line.replace("{job}", state.job_id or "") for line in lines if state.job_id or "{job}" not in line]
+    return "\n".join(told) or None
+
+
 def _is_for_typer(error: Exception) -> bool:
     # click's own errors (usage, exit, abort); typer carries its own copy of click in newer versions.
     return any(kind.__name__ in ("ClickException", "Exit", "Abort") for kind in type(error).__mro__)
@@ -70,8 +77,15 @@ def _is_for_typer(error: Exception) -> bool:
 
 def _report(error: Exception) -> ExitCode:
     from hpcbridge.cli import output
-    from hpcbridge.errors import HpcBridgeError
+    from hpcbridge.errors import HpcBridgeError, SomeFailed
 
+    if isinstance(error, SomeFailed):
+        code = for_error(error)
+        for failure in error.failures.values():
+            _report(failure)
+        if error.message:
+            _say(f"Error: {error.message}.")
+        return code
     if isinstance(error, HpcBridgeError):
         hint, error.hint = next_step(error), None
         _say(f"Error: {error}", f"Next: {hint}" if hint else None)
@@ -143,5 +157,5 @@ def _log_to_stderr() -> None:
     logging.getLogger("hpcbridge").setLevel(logging.DEBUG)
 
 
-for _module in (account, site, batch, files):
+for _module in (account, site, batch, transfers, files):
     _module.add_to(app)

@@ -21,6 +21,11 @@ SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="NAME", help="The cluster; default FIRECREST_SYSTEM or the only one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be done, and do nothing.")]
+AccountOption = Annotated[
+    str | None, typer.Option("--account", metavar="NAME", help="Account for the jobs of it, where one is required.")
+]
 
 
 @dataclass
@@ -32,6 +37,8 @@ class State:
     debug: bool = False
     interrupt_note: str | None = None
     """What to say after an interrupt: what goes on without us, and how to get back to it."""
+    job_id: str | None = None
+    """The job of ours that a command waits for."""
 
 
 def state_of(ctx: typer.Context, site: str | None = None, system: str | None = None) -> State:

@@ -56,7 +56,13 @@ _TABLE: dict[str, ExitCode] = {
 
 
 def for_error(error: BaseException) -> ExitCode:
-    """The code for an error: that of the nearest class in its family that has one, else 1."""
+    """The code for an error: that of the nearest class in its family that has one, else 1.
+
+    Of several failures it is the one they share, else 1.
+    """
+    codes = {for_error(failure) for failure in getattr(error, "failures", {}).values()}
+    if len(codes) == 1:
+        return codes.pop()
     for kind in type(error).__mro__:
         if kind.__name__ in _TABLE:
             return _TABLE[kind.__name__]

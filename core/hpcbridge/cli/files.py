@@ -1,15 +1,21 @@
-"""Commands about files: put, get, ls."""
+"""Commands about files that stay on the cluster: ls, cat, cp, mv, rm, mkdir, du, home."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpcbridge.cli import output
 from hpcbridge.cli.context import (
+    AccountOption,
+    DryRunOption,
     JsonOption,
+    QuietOption,
     SiteOption,
     State,
     SystemOption,
@@ -17,220 +23,471 @@ from hpcbridge.cli.context import (
     connect,
     run,
     state_of,
-    usage_error,
 )
-from hpcbridge.cli.remote import Remote, is_remote, parse_remote
+from hpcbridge.cli.progress import Display
+from hpcbridge.cli.remote import parse_remotes
+from hpcbridge.cli.sizes import human
 
 if TYPE_CHECKING:
-    from hpcbridge.firecrest import FileEntry
-    from hpcbridge.hpc import System
-    from hpcbridge.staging import TransferResult
+    from hpcbridge.errors import HpcBridgeError
+    from hpcbridge.staging.context import Transfer
+    from hpcbridge.staging.remote.globs import Found
+    from hpcbridge.staging.remote.operations import Failures, Usage
 
-RouteOption = Annotated[
-    str | None, typer.Option("--route", metavar="direct|chunked|s3", help="How to move it; default: what is quickest.")
+PathsArgument = Annotated[
+    list[str], typer.Argument(metavar="PATH...", help="/abs/path or system:/abs/path, or a pattern of such in quotes.")
 ]
-AccountOption = Annotated[
-    str | None, typer.Option("--account", metavar="NAME", help="Account for transfer jobs, where one is required.")
+SourcesArgument = Annotated[
+    list[str], typer.Argument(metavar="SOURCE...", help="/abs/path or system:/abs/path, or a pattern in quotes.")
 ]
-VerifyOption = Annotated[
-    str, typer.Option("--verify", metavar="auto|size|sha256|none", help="What to compare when it has arrived.")
+DestinationArgument = Annotated[
+    str, typer.Argument(metavar="DESTINATION", help="The new path; a directory that exists means inside it.")
 ]
-
-ROUTES = (None, "direct", "chunked", "s3")
-CHECKS = {"auto": "auto", "size": "size", "sha256": "sha256", "none": None}
+MEASURED_AT_ONCE = 4
+"""Trees that `du` measures side by side: each may cost a job."""
+OWN_H = {"help_option_names": ["--help"]}
+"""For commands whose -h is coreutils' own."""
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command("put")(put)
-    app.command("get")(get)
-    app.command("ls")(ls)
+    app.command("ls", context_settings=OWN_H)(ls)
+    app.command("cat")(cat)
+    app.command("cp")(cp)
+    app.command("mv")(mv)
+    app.command("rm")(rm)
+    app.command("mkdir")(mkdir)
+    app.command("du", context_settings=OWN_H)(du)
     app.command("home")(home)
 
 
-def put(
-    ctx: typer.Context,
-    local: Annotated[str, typer.Argument(metavar="LOCAL", help="A file on this machine.")],
-    remote: Annotated[
-        str, typer.Argument(metavar="REMOTE", help="/abs/path or system:/abs/path; a directory is fine.")
-    ],
-    route: RouteOption = None,
-    verify: VerifyOption = "auto",
-    atomic: Annotated[
-        bool, typer.Option("--atomic", help="Let the file appear whole, by one rename (costs one small job).")
-    ] = False,
-    account: AccountOption = None,
-    json: JsonOption = False,
-    site: SiteOption = None,
-    system: SystemOption = None,
-) -> None:
-    """Copy a file to the cluster."""
-    state = state_of(ctx, site, system)
-    target = parse_remote(remote, "REMOTE")
-    source = Path(local)
-    if is_remote(local):
-        raise usage_error(f"{local!r} is a remote path; to fetch it: hpcbridge get {local} LOCAL", "LOCAL")
-    if source.is_dir():
-        raise usage_error(f"{local!r} is a directory; pack it first: tar -czf {source.name}.tar.gz {local}", "LOCAL")
-    if not source.exists():
-        raise usage_error(f"{local!r} does not exist on this machine", "LOCAL")
-    _check(route, verify)
-    state.interrupt_note = "The file is incomplete there. Repeat the command to finish it."
-    run(_put(state, source, target, route, CHECKS[verify], account, atomic=atomic, as_json=json))
+# --- What they share --------------------------------------------------------------------------------------------------
 
 
-def _check(route: str | None, verify: str) -> None:
-    if route not in ROUTES:
-        raise usage_error(f"{route!r} is not one of direct, chunked, s3", "--route")
-    if verify not in CHECKS:
-        raise usage_error(f"{verify!r} is not one of auto, size, sha256, none", "--verify")
+@dataclass
+class Call:
+    """One command at work on one system; what fails of its paths is collected, and told at the end."""
+
+    t: Transfer
+    display: Display
+    failures: Failures = field(default_factory=dict)
+
+    @property
+    def system(self) -> str:
+        """The system's name."""
+        return self.t.name
+
+    async def expand(self, patterns: Sequence[str], *, missing_ok: bool = False) -> list[Found]:
+        """What the patterns match; one that matches nothing is a failure unless `missing_ok`."""
+        from hpcbridge.errors import NotFound
+        from hpcbridge.staging.remote import globs
+        from hpcbridge.staging.remote.operations import ABOUT_PATHS
+
+        async def one(pattern: str) -> list[Found]:
+            try:
+                return await globs.expand(self.t, pattern)
+            except NotFound as error:
+                if not missing_ok:
+                    self.failures[pattern] = error
+            except ABOUT_PATHS as error:
+                self.failures[pattern] = error
+            return []
+
+        return [found for part in await asyncio.gather(*map(one, patterns)) for found in part]
+
+    async def paths(self, patterns: Sequence[str], *, missing_ok: bool = False) -> list[str]:
+        """Like `expand`, the paths alone, each once."""
+        return list(dict.fromkeys(found.path for found in await self.expand(patterns, missing_ok=missing_ok)))
+
+    async def each(self, paths: Sequence[str], work: Callable[[str], Awaitable[Any]]) -> dict[str, Any]:
+        """Path -> what `work` gave, side by side; failures about a path are collected."""
+        from hpcbridge.staging.remote.operations import ABOUT_PATHS
+
+        async def one(path: str) -> tuple[str, Any]:
+            try:
+                return path, await work(path)
+            except ABOUT_PATHS as error:
+                self.failures[path] = error
+                return path, None
+
+        results = await asyncio.gather(*map(one, paths))
+        return {path: result for path, result in results if path not in self.failures}
+
+    def raise_failures(self) -> None:
+        """Raise what has failed."""
+        from hpcbridge.errors import SomeFailed
+
+        if len(self.failures) == 1:
+            raise next(iter(self.failures.values()))
+        if self.failures:
+            raise SomeFailed("", failures=self.failures)
 
 
-async def _put(
-    state: State,
-    source: Path,
-    target: Remote,
-    route: str | None,
-    verify: str | None,
-    account: str | None,
-    *,
-    atomic: bool,
-    as_json: bool,
-) -> None:
+@asynccontextmanager
+async def _call(
+    state: State, system: str | None, label: str, *, account: str | None = None, quiet: bool = False
+) -> AsyncIterator[Call]:
+    from hpcbridge.staging.remote import jobs
+
     async with connect(state) as hpc:
-        system = choose_system(hpc, state, target.system)
-        if target.is_directory or await _is_directory(system, target.path):
-            target = target / source.name
-        with output.transfer_bar(source.name, quiet=as_json) as progress:
-            result = await system.put(
-                source, target.path, route=route, verify=verify, atomic=atomic, account=account, progress=progress
-            )
-        _print_result(result, str(source), f"{system.name}:{target.path}", as_json=as_json)
+        chosen = choose_system(hpc, state, system)
+        await chosen.resolve()
+        with Display(label, quiet=quiet, state=state) as display:
+            yield Call(await jobs.context(chosen, account=account, progress=display.show), display)
 
 
-async def _is_directory(system: System, path: str) -> bool:
-    import stat
-
-    from hpcbridge.errors import NotFound
-
-    try:
-        return stat.S_ISDIR((await system.stat(path)).mode)
-    except NotFound:
-        return False
+def _goes_on(state: State, text: str) -> None:
+    """What to say after an interrupt: a job of ours is not ended with the command."""
+    state.interrupt_note = f"{text}\nA job of it goes on: hpcbridge status {{job}}    End it: hpcbridge cancel {{job}}"
 
 
-def _print_result(result: TransferResult, source: str, target: str, *, as_json: bool) -> None:
+def _print_changes(
+    call: Call, verb: str, paths: Sequence[str], *, as_json: bool, dry_run: bool, destination: str | None = None
+) -> None:
+    done = [path for path in paths if path not in call.failures]
     if as_json:
-        output.print_json(
-            {
-                "source": source,
-                "target": target,
-                "bytes": result.bytes,
-                "seconds": round(result.seconds, 3),
-                "route": result.route,
-                "sha256": result.sha256,
-            }
-        )
-        return
-    rate = f", {output.size(int(result.bytes / result.seconds))}/s" if result.seconds > 0 else ""
-    output.note(f"{source} -> {target}: {output.size(result.bytes)} in {result.seconds:.1f} s{rate} ({result.route})")
+        value: dict[str, Any] = {"system": call.system, "dry_run": dry_run}
+        if destination is not None:
+            value["destination"] = destination
+        value["done"] = done
+        value["failed"] = [{"path": path, "error": str(error)} for path, error in call.failures.items()]
+        output.print_json(value)
+    elif dry_run:
+        for path in done:
+            output.print_line(f"would {verb} {path}" + (f" -> {destination}" if destination is not None else ""))
 
 
-def get(
-    ctx: typer.Context,
-    remote: Annotated[str, typer.Argument(metavar="REMOTE", help="/abs/path or system:/abs/path.")],
-    local: Annotated[Path, typer.Argument(metavar="LOCAL", help="A file or directory on this machine.")] = Path(),
-    route: RouteOption = None,
-    verify: VerifyOption = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted download stopped.")
-    ] = True,
-    account: AccountOption = None,
-    json: JsonOption = False,
-    site: SiteOption = None,
-    system: SystemOption = None,
-) -> None:
-    """Copy a file from the cluster."""
-    state = state_of(ctx, site, system)
-    source = parse_remote(remote, "REMOTE")
-    _check(route, verify)
-    target = local / source.name if local.is_dir() else local
-    if not target.parent.is_dir():
-        raise usage_error(f"the directory {str(target.parent)!r} does not exist on this machine", "LOCAL")
-    state.interrupt_note = "Repeat the command: it goes on where it stopped."
-    run(_get(state, source, target, route, CHECKS[verify], account, resume=resume, as_json=json))
-
-
-async def _get(
-    state: State,
-    source: Remote,
-    target: Path,
-    route: str | None,
-    verify: str | None,
-    account: str | None,
-    *,
-    resume: bool,
-    as_json: bool,
-) -> None:
-    async with connect(state) as hpc:
-        system = choose_system(hpc, state, source.system)
-        with output.transfer_bar(source.name, quiet=as_json) as progress:
-            result = await system.get(
-                source.path, target, route=route, verify=verify, resume=resume, account=account, progress=progress
-            )
-        _print_result(result, f"{system.name}:{source.path}", str(target), as_json=as_json)
+# --- ls, cat ----------------------------------------------------------------------------------------------------------
 
 
 def ls(
     ctx: typer.Context,
-    remote: Annotated[
-        str | None,
-        typer.Argument(metavar="REMOTE", help="/abs/path or system:/abs/path; default: your own directory."),
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH...]",
+            help="/abs/path or system:/abs/path, or a pattern in quotes; default: your own directory.",
+        ),
     ] = None,
+    long: Annotated[bool, typer.Option("-l", "--long", help="Mode, owner, size and time, too.")] = False,
     hidden: Annotated[bool, typer.Option("--all", "-a", help="Names that start with a dot, too.")] = False,
+    directory: Annotated[
+        bool, typer.Option("-d", "--directory", help="Directories themselves, not what is in them.")
+    ] = False,
+    recursive: Annotated[
+        bool, typer.Option("-R", "--recursive", help="The whole tree, with names relative to it.")
+    ] = False,
+    readable: Annotated[bool, typer.Option("-h", "--human-readable", help="With -l: sizes like 5.2K, 12M.")] = False,
     json: JsonOption = False,
     site: SiteOption = None,
     system: SystemOption = None,
 ) -> None:
-    """List a directory on the cluster."""
+    """List directories and files on the cluster."""
     state = state_of(ctx, site, system)
-    source = parse_remote(remote, "REMOTE") if remote else None
-    run(_ls(state, source, hidden=hidden, as_json=json))
+    named, patterns = parse_remotes(paths or [], "PATH")
+    wanted = _Wanted(hidden=hidden, recursive=recursive, directory=directory, long=long)
+    run(_ls(state, named, patterns, wanted, readable=readable, as_json=json))
 
 
-async def _ls(state: State, source: Remote | None, *, hidden: bool, as_json: bool) -> None:
-    async with connect(state) as hpc:
-        chosen = choose_system(hpc, state, source.system if source else None)
-        path = source.path if source else await chosen.home()
-        entries = await chosen.ls(path, hidden=hidden)
-    entries = [entry for entry in entries if entry.name not in (".", "..")]
-    if as_json:
-        output.print_json([_entry(entry) for entry in entries])
-    elif output.stdout_is_terminal():
-        rows = [(e.kind + e.permissions, e.user, e.group, e.size, e.modified, _shown(e)) for e in entries]
-        output.print_table(("mode", "user", "group", "size", "modified", "name"), rows, empty=f"{path} is empty.")
-    else:
-        for entry in entries:
-            print(entry.name)  # noqa: T201
+@dataclass(frozen=True)
+class _Wanted:
+    """What `ls` is to show."""
+
+    hidden: bool = False
+    recursive: bool = False
+    directory: bool = False
+    long: bool = False
 
 
-def _shown(entry: FileEntry) -> str:
-    if entry.is_link:
-        return f"{entry.name} -> {entry.link_target}"
-    return f"{entry.name}/" if entry.is_dir else entry.name
+async def _ls(
+    state: State, system: str | None, patterns: list[str], wanted: _Wanted, *, readable: bool, as_json: bool
+) -> None:
+    from hpcbridge.cli.listings import look, print_listings, records
+
+    async with _call(state, system, "ls", quiet=as_json) as call:
+        patterns = patterns or [await call.t.system.home()]
+        found = await call.expand(patterns)
+        operands = {each.path: each for each in found}
+        looked = await call.each(list(operands), lambda path: look(call.t, operands[path], **vars(wanted)))
+        call.display.close()
+        if as_json:
+            output.print_json([record for listing in looked.values() for record in records(listing)])
+        else:
+            several = len(patterns) > 1 or len(found) > 1
+            print_listings(list(looked.values()), long=wanted.long, readable=readable, several=several)
+        call.raise_failures()
 
 
-def _entry(entry: FileEntry) -> dict[str, object]:
-    return {
-        "name": entry.name,
-        "kind": {"-": "file", "d": "directory", "l": "link"}.get(entry.kind, entry.kind),
-        "size": entry.size,
-        "permissions": entry.permissions,
-        "user": entry.user,
-        "group": entry.group,
-        "modified": entry.modified,
-        "link_target": entry.link_target,
-    }
+def cat(
+    ctx: typer.Context,
+    paths: PathsArgument,
+    account: AccountOption = None,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Print files of the cluster, byte for byte, of any size.
+
+    More than one direct download (3.9 MB by default) costs a small job.
+    """
+    state = state_of(ctx, site, system)
+    named, patterns = parse_remotes(paths, "PATH")
+    run(_cat(state, named, patterns, account))
+
+
+async def _cat(state: State, system: str | None, patterns: list[str], account: str | None) -> None:
+    from hpcbridge.staging.remote import reading
+    from hpcbridge.staging.remote.operations import ABOUT_PATHS
+
+    async with _call(state, system, "cat", account=account) as call:
+        for path in await call.paths(patterns):
+            try:
+                async with aclosing(reading.read(call.t, path)) as blocks:
+                    async for block in blocks:
+                        call.display.close()  # what is read and a progress bar would share a terminal
+                        await asyncio.to_thread(output.print_bytes, block)
+            except ABOUT_PATHS as error:
+                call.failures[path] = error
+        call.raise_failures()
+
+
+# --- cp, mv, rm, mkdir ------------------------------------------------------------------------------------------------
+
+
+def cp(
+    ctx: typer.Context,
+    sources: SourcesArgument,
+    destination: DestinationArgument,
+    recursive: Annotated[bool, typer.Option("-r", "-R", "--recursive", help="Directories with all they hold.")] = False,
+    dry_run: DryRunOption = False,
+    account: AccountOption = None,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Copy files on the cluster, all in one job.
+
+    Each new file or tree appears whole, by one rename.
+    """
+    from hpcbridge.staging.remote import operations
+
+    state = state_of(ctx, site, system)
+    run(
+        _carry(
+            state,
+            "cp",
+            [*sources, destination],
+            lambda t, paths, target: operations.copy(t, paths, target, recursive=recursive),
+            account,
+            recursive=recursive,
+            quiet=quiet,
+            as_json=json,
+            dry_run=dry_run,
+        )
+    )
+
+
+def mv(
+    ctx: typer.Context,
+    sources: SourcesArgument,
+    destination: DestinationArgument,
+    dry_run: DryRunOption = False,
+    account: AccountOption = None,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Move or rename files on the cluster, all in one job."""
+    from hpcbridge.staging.remote import operations
+
+    state = state_of(ctx, site, system)
+    run(
+        _carry(
+            state,
+            "mv",
+            [*sources, destination],
+            operations.move,
+            account,
+            recursive=True,
+            quiet=quiet,
+            as_json=json,
+            dry_run=dry_run,
+        )
+    )
+
+
+async def _carry(
+    state: State,
+    verb: str,
+    texts: list[str],
+    work: Callable[[Transfer, list[str], str], Awaitable[Failures]],
+    account: str | None,
+    *,
+    recursive: bool,
+    quiet: bool,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    from hpcbridge.staging.remote import operations
+
+    system, (*patterns, destination) = parse_remotes(texts, "SOURCE")
+    async with _call(state, system, verb, account=account, quiet=quiet or as_json) as call:
+        found = await call.paths(patterns)
+        if len(patterns) > 1 or found != patterns:
+            destination = f"{destination.rstrip('/')}/"  # several, or a pattern that may have matched only one
+        _goes_on(state, "It may be half done.")
+        if found and dry_run:
+            failures = await operations.check(call.t, found, destination, recursive=recursive)
+            call.failures.update(failures)
+        elif found:
+            call.failures.update(await work(call.t, found, destination))
+        call.display.close()
+        shown = output.printable(destination) if not as_json else destination
+        _print_changes(call, verb, found, as_json=as_json, dry_run=dry_run, destination=shown)
+        call.raise_failures()
+
+
+def rm(
+    ctx: typer.Context,
+    paths: PathsArgument,
+    recursive: Annotated[bool, typer.Option("-r", "-R", "--recursive", help="Directories with all they hold.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="What is not there is no failure.")] = False,
+    no_preserve_root: Annotated[
+        bool,
+        typer.Option("--no-preserve-root", help="Also the root of a file system, or your own directory itself."),
+    ] = False,
+    dry_run: DryRunOption = False,
+    account: AccountOption = None,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Remove files of the cluster, without asking."""
+    state = state_of(ctx, site, system)
+    named, patterns = parse_remotes(paths, "PATH")
+
+    async def work() -> None:
+        from hpcbridge.staging.remote import operations
+
+        async with _call(state, named, "rm", account=account, quiet=quiet or json) as call:
+            found = await call.paths(patterns, missing_ok=force)
+            _goes_on(state, "Some of it may be removed.")
+            failures = await operations.remove(
+                call.t,
+                found,
+                recursive=recursive,
+                missing_ok=force,
+                preserve_root=not no_preserve_root,
+                dry_run=dry_run,
+            )
+            call.failures.update(failures)
+            call.display.close()
+            _print_changes(call, "rm", found, as_json=json, dry_run=dry_run)
+            call.raise_failures()
+
+    run(work())
+
+
+def mkdir(
+    ctx: typer.Context,
+    paths: PathsArgument,
+    parents: Annotated[
+        bool, typer.Option("-p", "--parents", help="Those above, too; one that exists is no failure.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    account: AccountOption = None,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Make directories on the cluster."""
+    state = state_of(ctx, site, system)
+    named, wanted = parse_remotes(paths, "PATH")
+
+    async def work() -> None:
+        from hpcbridge.staging.remote import operations
+
+        async with _call(state, named, "mkdir", account=account, quiet=quiet or json) as call:
+            call.failures.update(await operations.make(call.t, wanted, parents=parents, dry_run=dry_run))
+            call.display.close()
+            _print_changes(call, "mkdir", wanted, as_json=json, dry_run=dry_run)
+            call.raise_failures()
+
+    run(work())
+
+
+# --- du, home ---------------------------------------------------------------------------------------------------------
+
+
+def du(
+    ctx: typer.Context,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH...]",
+            help="/abs/path or system:/abs/path, or a pattern in quotes; default: your own directory.",
+        ),
+    ] = None,
+    summary: Annotated[bool, typer.Option("-s", "--summarize", help="One line for each PATH.")] = False,
+    readable: Annotated[bool, typer.Option("-h", "--human-readable", help="Sizes like 5.2K, 12M.")] = False,
+    account: AccountOption = None,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+    site: SiteOption = None,
+    system: SystemOption = None,
+) -> None:
+    """Add up the bytes in files of the cluster, directory by directory.
+
+    What is counted is the size of files, not the blocks they take. A tree that is too large for one listing costs a
+    small job.
+    """
+    state = state_of(ctx, site, system)
+    named, patterns = parse_remotes(paths or [], "PATH")
+    run(_du(state, named, patterns, account, summary=summary, readable=readable, quiet=quiet, as_json=json))
+
+
+async def _du(
+    state: State,
+    system: str | None,
+    patterns: list[str],
+    account: str | None,
+    *,
+    summary: bool,
+    readable: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from hpcbridge.staging.remote import operations
+
+    few = asyncio.Semaphore(MEASURED_AT_ONCE)
+    async with _call(state, system, "du", account=account, quiet=quiet or as_json) as call:
+
+        async def measure(path: str) -> Usage:
+            async with few:
+                return await operations.usage(call.t, path)
+
+        found = await call.paths(patterns or [await call.t.system.home()])
+        measured: dict[str, Usage] = await call.each(found, measure)
+        call.display.close()
+        lines = [line for usage in measured.values() for line in (*(() if summary else usage.below), usage)]
+        if as_json:
+            names = ("path", "bytes", "files", "directories", "links")
+            output.print_json([{name: getattr(line, name) for name in names} for line in lines])
+        for line in () if as_json else lines:
+            output.print_line(f"{human(line.bytes) if readable else line.bytes}\t{line.path}")
+        for path, usage in measured.items():
+            if usage.unread:
+                call.failures[path] = _unread(call, path, usage.unread)
+        call.raise_failures()
+
+
+def _unread(call: Call, path: str, words: str) -> HpcBridgeError:
+    from hpcbridge.staging.remote.paths import failure
+
+    return failure(words, path, site=call.t.site, system=call.system)
 
 
 def home(ctx: typer.Context, json: JsonOption = False, site: SiteOption = None, system: SystemOption = None) -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpcbridge.jobs.state import JobInfo
-    from hpcbridge.staging import Progress
 
 _COLOURS = {"COMPLETED": "green", "RUNNING": "cyan", "PENDING": "yellow", "COMPLETING": "cyan", "CONFIGURING": "yellow"}
 
@@ -94,6 +93,25 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def print_line(text: str) -> None:
+    """One line of data; in a terminal with control characters shown as escapes."""
+    print(printable(text, keep="\t") if stdout_is_terminal() else text)  # noqa: T201
+
+
+def print_columns(names: Sequence[str], empty: str = "") -> None:
+    """Names side by side, as `ls` shows them in a terminal."""
+    if not names:
+        note(empty)
+        return
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(
+        Columns([Text(printable(name)) for name in names], column_first=True, padding=(0, 2))
+    )
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "Nothing to show.") -> None:
     """A table with a header in a terminal; tab-separated lines without a header in a pipe."""
     if not stdout_is_terminal():
@@ -149,49 +167,6 @@ def size(count: int) -> str:
     from rich.filesize import decimal
 
     return decimal(count)
-
-
-@contextmanager
-def transfer_bar(label: str, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
-    """A progress bar with the transfer's phases; in a pipe one line per phase; nothing when `quiet`."""
-    if quiet:
-        yield None
-        return
-    if not stderr_is_terminal():
-        yield _phase_lines(label)
-        return
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    bars = Bars(
-        TextColumn(f"{escape(printable(label))} {{task.fields[phase]}}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        console=stderr_console(),
-        transient=True,
-    )
-    with bars:
-        task = bars.add_task("", total=None, phase="")
-
-        def show(report: Progress) -> None:
-            phase = f"{report.phase} ({report.detail})" if report.detail else report.phase
-            bars.update(task, completed=report.done, total=report.total, phase=escape(printable(phase)))
-
-        yield show
-
-
-def _phase_lines(label: str) -> Callable[[Progress], None]:
-    seen: list[str] = []
-
-    def show(report: Progress) -> None:
-        if seen[-1:] != [report.phase]:
-            seen.append(report.phase)
-            note(f"{label}: {report.phase}" + (f" ({report.detail})" if report.detail else ""))
-
-    return show
 
 
 @contextmanager

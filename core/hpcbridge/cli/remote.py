@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -53,3 +54,13 @@ def parse_remote(text: str, argument: str) -> Remote:
             hint += f" ({text!r} exists on this machine: are the two paths swapped?)"
         raise usage_error(hint, argument)
     return Remote(match["system"], match["path"])
+
+
+def parse_remotes(texts: Sequence[str], argument: str) -> tuple[str | None, list[str]]:
+    """Several remote paths on one system: its name (None for the default one), and the paths."""
+    remotes = [parse_remote(text, argument) for text in texts]
+    systems = {remote.system for remote in remotes}
+    if len(systems) > 1:
+        named = ", ".join(sorted(system or "the default one" for system in systems))
+        raise usage_error(f"the paths are on several systems ({named}): one at a time; `get` and `put` copy", argument)
+    return systems.pop() if systems else None, [remote.path for remote in remotes]

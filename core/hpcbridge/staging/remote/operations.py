@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hpcbridge.errors import (
@@ -31,51 +31,92 @@ from hpcbridge.staging.remote import jobs, listing
 from hpcbridge.staging.remote.paths import carried, depth, failure, inside
 from hpcbridge.staging.remote.scripts import Changes, Records, Verb
 
+Failures = dict[str, HpcBridgeError]
+"""Path -> why it failed; empty when all went well."""
+ABOUT_PATHS = (PathNotFound, PermissionDenied, InvalidPath, Conflict, CommandTimeout)
+"""Errors that are about one path: the others may fare better."""
 BY_REQUEST = 200
 """Paths up to which one request each is less than a job."""
 
 
-async def copy(t: Transfer, sources: Sequence[str], destination: str, *, recursive: bool = False) -> None:
+async def copy(t: Transfer, sources: Sequence[str], destination: str, *, recursive: bool = False) -> Failures:
     """Copy on the cluster as `cp` does, in one job; a `destination` that is a directory means inside it.
 
-    Each new file or tree appears under its name by one rename; a directory that exists is merged into. Raises
-    SomeFailed, and the one error where there is one source.
+    Each new file or tree appears under its name by one rename; a directory that exists is merged into.
     """
-    await _carry(t, Verb.COPY, sources, destination, recursive=recursive)
+    return await _carry(t, Verb.COPY, sources, destination, recursive=recursive)
 
 
-async def move(t: Transfer, sources: Sequence[str], destination: str) -> None:
+async def move(t: Transfer, sources: Sequence[str], destination: str) -> Failures:
     """Move on the cluster as `mv` does, in one job: by rename, to another file system by a hidden copy and a rename.
 
-    A `destination` that is a directory means inside it. Raises like `copy`.
+    A `destination` that is a directory means inside it.
     """
-    await _carry(t, Verb.MOVE, sources, destination)
+    return await _carry(t, Verb.MOVE, sources, destination)
 
 
-async def _carry(t: Transfer, verb: Verb, sources: Sequence[str], destination: str, *, recursive: bool = False) -> None:
-    sources = [inside(t.info, source) for source in sources]
-    # A slash at the end says "a directory": what does not exist is then no new name.
-    several = len(sources) > 1 or destination.endswith("/")
+async def _carry(
+    t: Transfer, verb: Verb, sources: Sequence[str], destination: str, *, recursive: bool = False
+) -> Failures:
+    several = _means_inside(sources, destination)
     target = inside(t.info, destination)
-    if verb is Verb.MOVE:
-        for source in sources:
-            refuse_precious(t, source, await _own(t, [source]), "moved")
-    work = Changes(verb, [*map(os.fsencode, sources)], os.fsencode(target), recursive=recursive, several=several)
-    await _change(t, work, sources)
+    sources, failures = await _acceptable(t, sources, "moved" if verb is Verb.MOVE else None)
+    if sources:
+        work = Changes(verb, [*map(os.fsencode, sources)], os.fsencode(target), recursive=recursive, several=several)
+        failures |= await _change(t, work, sources)
+    return failures
 
 
-async def _change(t: Transfer, work: Changes, paths: Sequence[str]) -> None:
+async def check(t: Transfer, sources: Sequence[str], destination: str, *, recursive: bool) -> Failures:
+    """Look whether `copy` (or, with `recursive`, `move`) would go well; nothing is changed."""
+    target = inside(t.info, destination)
+    several = _means_inside(sources, destination)
+    sources, failures = await _acceptable(t, sources, None)
+    if several and carried(target):
+        found = await t.client.stat(t.name, target, dereference=True)
+        if not stat.S_ISDIR(found.mode):
+            raise t.error(f"target '{target}' is not a directory", kind=Conflict, path=target)
+
+    async def look(path: str) -> None:
+        found = await t.client.stat(t.name, path)
+        if stat.S_ISDIR(found.mode) and not recursive:
+            raise t.error(f"-r not specified; omitting directory '{path}'", kind=Conflict, path=path)
+
+    return failures | await _each([*filter(carried, sources)], look)
+
+
+def _means_inside(sources: Sequence[str], destination: str) -> bool:
+    # A slash at the end says "a directory": what does not exist is then no new name.
+    return len(sources) > 1 or destination.endswith("/")
+
+
+async def _acceptable(
+    t: Transfer, paths: Sequence[str], verb: str | None, *, preserve_root: bool = True
+) -> tuple[list[str], Failures]:
+    """`paths` made plain, each once, without those outside the file systems, or too dear to be `verb`."""
+    failures: Failures = {}
+    plain = []
+    for path in paths:
+        try:
+            plain.append(inside(t.info, path))
+        except InvalidPath as error:
+            failures[path] = error
+    if verb and preserve_root:
+        own = await _own(t, plain)
+        refused = {path: _precious(t, path, own, verb) for path in plain}
+        failures |= {path: refusal for path, refusal in refused.items() if refusal is not None}
+    return [path for path in dict.fromkeys(plain) if path not in failures], failures
+
+
+async def _change(t: Transfer, work: Changes, paths: Sequence[str]) -> Failures:
     answer = await jobs.change(t, work, work.verb.value)
-    raise_failures(
-        {
-            paths[index]: failure(words, paths[index], site=t.site, system=t.name)
-            for index, words in answer.failures.items()
-        },
-        len(paths),
-    )
+    return {
+        paths[index]: failure(words, paths[index], site=t.site, system=t.name)
+        for index, words in answer.failures.items()
+    }
 
 
-def raise_failures(failures: dict[str, HpcBridgeError], total: int) -> None:
+def raise_failures(failures: Failures, total: int) -> None:
     """Raise the only error of a single path, or SomeFailed; nothing when there is none."""
     if not failures:
         return
@@ -91,34 +132,42 @@ async def remove(
     recursive: bool = False,
     missing_ok: bool = False,
     preserve_root: bool = True,
-) -> None:
+    dry_run: bool = False,
+) -> Failures:
     """Remove files and, if `recursive`, directories with all they hold.
 
     By a request each, by one job for what takes longer than the server's five seconds, for names that no request can
     carry, and for many. Unless `preserve_root` is off, the root of a file system and the user's own directory on it
-    are refused. Raises like `copy`.
+    are refused. With `dry_run` everything is looked at and nothing removed.
     """
-    paths = list(dict.fromkeys(inside(t.info, path) for path in paths))
-    own = await _own(t, paths) if preserve_root else set()
-    for path in paths:
-        refuse_precious(t, path, own, "removed", preserve_root=preserve_root)
+    paths, failures = await _acceptable(t, paths, "removed", preserve_root=preserve_root)
     if recursive:  # what is in a directory goes with it
         whole = set(paths)
         paths = [path for path in paths if not any(above in whole for above in _parents(path))]
     quick = [path for path in paths if carried(path)] if len(paths) <= BY_REQUEST else []
-    outcomes = await asyncio.gather(*(_remove_one(t, path, recursive=recursive) for path in quick))
-    failures = {path: error for path, error in zip(quick, outcomes, strict=True) if error is not None}
-    slow = [path for path in paths if path not in quick or isinstance(failures.get(path), CommandTimeout)]
-    failures = {path: error for path, error in failures.items() if path not in slow}
-    if slow:
+    failed = await _each(quick, lambda path: _remove_one(t, path, recursive=recursive, dry_run=dry_run))
+    slow = [path for path in paths if path not in quick or isinstance(failed.get(path), CommandTimeout)]
+    failures |= {path: error for path, error in failed.items() if path not in slow}
+    if slow and not dry_run:
         options = " ".join(["-r"] * recursive + ["-f"] * missing_ok)
-        work = Changes(Verb.REMOVE, [*map(os.fsencode, slow)], options=options)
-        answer = await jobs.change(t, work, "rm")
-        for index, words in answer.failures.items():
-            failures[slow[index]] = failure(words, slow[index], site=t.site, system=t.name)
+        failures |= await _change(t, Changes(Verb.REMOVE, [*map(os.fsencode, slow)], options=options), slow)
     if missing_ok:
         failures = {path: error for path, error in failures.items() if not isinstance(error, NotFound)}
-    raise_failures(failures, len(paths))
+    return failures
+
+
+async def _each(paths: Sequence[str], work: Callable[[str], Awaitable[None]]) -> Failures:
+    """Do `work` to each path, side by side within the client's limiter; returns what it said about paths."""
+
+    async def one(path: str) -> HpcBridgeError | None:
+        try:
+            await work(path)
+        except ABOUT_PATHS as error:
+            return error
+        return None
+
+    outcomes = await asyncio.gather(*map(one, paths))
+    return {path: error for path, error in zip(paths, outcomes, strict=True) if error is not None}
 
 
 def _parents(path: str) -> list[str]:
@@ -128,15 +177,14 @@ def _parents(path: str) -> list[str]:
     return found
 
 
-async def _remove_one(t: Transfer, path: str, *, recursive: bool) -> HpcBridgeError | None:
-    try:
-        # The server's command is `rm -r`, always.
-        if not recursive and stat.S_ISDIR((await t.client.stat(t.name, path)).mode):
-            return t.error(f"cannot remove '{path}': Is a directory", kind=Conflict, path=path, hint=_RECURSIVE)
+async def _remove_one(t: Transfer, path: str, *, recursive: bool, dry_run: bool) -> None:
+    # The server's command is `rm -r`, always.
+    if dry_run or not recursive:
+        is_directory = stat.S_ISDIR((await t.client.stat(t.name, path)).mode)
+        if is_directory and not recursive:
+            raise t.error(f"cannot remove '{path}': Is a directory", kind=Conflict, path=path, hint=_RECURSIVE)
+    if not dry_run:
         await t.client.rm(t.name, path)
-    except (PathNotFound, PermissionDenied, InvalidPath, AlreadyExists, CommandTimeout) as error:
-        return error
-    return None
 
 
 _RECURSIVE = "-r removes directories with all they hold"
@@ -150,40 +198,42 @@ async def _own(t: Transfer, paths: Sequence[str]) -> set[str]:
     return {posixpath.join(each.path, user) for each in t.info.file_systems}
 
 
-def refuse_precious(t: Transfer, path: str, own: set[str], verb: str, *, preserve_root: bool = True) -> None:
-    """Raise InvalidPath for the root of a file system, or the user's own directory, itself."""
-    what = ""
+def _precious(t: Transfer, path: str, own: set[str], verb: str) -> HpcBridgeError | None:
+    """The refusal of the root of a file system, or of the user's own directory, itself."""
     if depth(t.info, path) == 0 or any(each.path.startswith(f"{path}/") for each in t.info.file_systems):
         what = "the root of a file system"
     elif path in own:
         what = "your own directory"
-    if what and preserve_root:
-        hint = (
-            "Name what is in it; --no-preserve-root (preserve_root=False) if you mean it" if verb == "removed" else ""
-        )
-        raise t.error(f"{path} is {what}: it is not {verb}", kind=InvalidPath, path=path, hint=hint or None)
-
-
-async def make(t: Transfer, paths: Sequence[str], *, parents: bool = False) -> None:
-    """Make directories; with `parents` those above, too, and one that exists is fine. Raises like `copy`."""
-    paths = [inside(t.info, path) for path in paths]
-    quick, odd = [each for each in paths if carried(each)], [each for each in paths if not carried(each)]
-
-    async def one(path: str) -> HpcBridgeError | None:
-        try:
-            await t.client.mkdir(t.name, path, parents=parents)
-        except (PathNotFound, PermissionDenied, InvalidPath, AlreadyExists) as error:
-            return error
+    else:
         return None
+    hint = "Name what is in it; if you mean it: --no-preserve-root (preserve_root=False)" if verb == "removed" else None
+    return t.error(f"{path} is {what}: it is not {verb}", kind=InvalidPath, path=path, hint=hint)
 
-    outcomes = await asyncio.gather(*map(one, quick))
-    failures = {path: error for path, error in zip(quick, outcomes, strict=True) if error is not None}
+
+async def make(t: Transfer, paths: Sequence[str], *, parents: bool = False, dry_run: bool = False) -> Failures:
+    """Make directories; with `parents` those above, too, and one that exists is fine.
+
+    With `dry_run` it is looked whether that would go well, and nothing made.
+    """
+    paths, failures = await _acceptable(t, paths, None)
+    if dry_run:
+        return failures | await _each([*filter(carried, paths)], lambda path: _would_make(t, path, parents=parents))
+    quick, odd = [each for each in paths if carried(each)], [each for each in paths if not carried(each)]
+    failures |= await _each(quick, lambda path: t.client.mkdir(t.name, path, parents=parents))
     if odd:
-        work = Changes(Verb.MAKE, [*map(os.fsencode, odd)], options="-p" if parents else "")
-        answer = await jobs.change(t, work, "mkdir")
-        for index, words in answer.failures.items():
-            failures[odd[index]] = failure(words, odd[index], site=t.site, system=t.name)
-    raise_failures(failures, len(paths))
+        failures |= await _change(t, Changes(Verb.MAKE, [*map(os.fsencode, odd)], options="-p" * parents), odd)
+    return failures
+
+
+async def _would_make(t: Transfer, path: str, *, parents: bool) -> None:
+    try:
+        found = await t.client.stat(t.name, path, dereference=True)
+    except NotFound:
+        if not parents:
+            await t.client.stat(t.name, posixpath.dirname(path))
+        return
+    if not (parents and stat.S_ISDIR(found.mode)):
+        raise t.error(f"cannot create directory '{path}': File exists", kind=AlreadyExists, path=path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,357 @@
+"""put, get and sync at work: one tree or file, or several files side by side with one bar for all."""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import os
+import posixpath
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcbridge.cli import output
+from hpcbridge.cli.context import State, choose_system, connect, usage_error
+from hpcbridge.cli.progress import Display, Several
+from hpcbridge.cli.remote import Remote
+from hpcbridge.cli.transfers import Choice
+from hpcbridge.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    HpcBridgeError,
+    IsDirectory,
+    NotFound,
+    SomeFailed,
+)
+
+if TYPE_CHECKING:
+    from hpcbridge.hpc import Hpc, System
+    from hpcbridge.staging import TransferResult
+    from hpcbridge.staging.trees.results import TreeResult
+
+    Result = TransferResult | TreeResult
+
+AT_ONCE = 4
+"""Files of one command that move at a time; each has up to four requests in flight, and the client's limiter rules."""
+HOPELESS = (AuthenticationError, ConfigurationError)
+"""What fails for one file so will fail for all."""
+
+
+def local_sources(texts: Sequence[str]) -> list[Path]:
+    """What LOCAL... names, also by patterns that no shell has expanded; what is missing is an error of usage."""
+    found: list[Path] = []
+    for text in texts:
+        matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (absolute ones, too)
+        if not matches:
+            raise usage_error(f"{text!r} does not exist on this machine", "LOCAL")
+        found += map(Path, matches)
+    return found
+
+
+@dataclass
+class Job:
+    """One file of several: what is shown of it, and what moves it."""
+
+    source: str
+    target: str
+    work: Callable[..., Awaitable[Result]]
+
+
+class Moving:
+    """One call of put, get or sync with its options."""
+
+    def __init__(
+        self, state: State, choice: Choice, options: dict[str, Any], *, quiet: bool, as_json: bool, dry_run: bool
+    ) -> None:
+        """`options` go to `System.put`, `get` or `sync` as they are."""
+        self.state = state
+        self.choice = choice
+        self.options = options
+        self.quiet = quiet or as_json
+        self.as_json = as_json
+        self.dry_run = dry_run
+
+    async def put(self, sources: list[Path], target: Remote, *, atomic: bool) -> None:
+        """One directory or file to `target`, or several files into it."""
+        async with connect(self.state) as hpc:
+            system = await self._system(hpc, target.system)
+            if len(sources) > 1:
+                await self._require_directory(system, target.path)
+                await self._several([self._up(system, each, target, atomic=atomic) for each in sources])
+                return
+            (source,) = sources
+            if _is_here(source):
+                await self._one(
+                    str(source),
+                    f"{system.name}:{target.path}",
+                    lambda show: system.put(source, target.path, progress=show, **self._tree_options()),
+                )
+                return
+            self._refuse_choice(str(source))
+            if target.is_directory or await _is_directory(system, target.path):
+                target = target / source.name
+            job = self._up(system, source, target, atomic=atomic, inside=False)
+            await self._one(job.source, job.target, lambda show: job.work(progress=show))
+
+    def _up(self, system: System, source: Path, target: Remote, *, atomic: bool, inside: bool = True) -> Job:
+        path = (target / source.name if inside else target).path
+
+        async def work(progress: Any) -> Result:
+            if _is_here(source):
+                raise IsDirectory(
+                    f"omitting the directory {source}",
+                    path=str(source),
+                    hint=f"A directory goes alone: hpcbridge put {source} REMOTE",
+                )
+            return await system.put(
+                source, path, atomic=atomic, progress=progress, dry_run=self.dry_run, **self.options
+            )
+
+        return Job(str(source), f"{system.name}:{path}", work)
+
+    async def get(self, named: str | None, patterns: list[str], local: Path, *, default: bool) -> None:
+        """One directory or file to `local`, or several files into it; `default` when nobody has named `local`."""
+        from hpcbridge.staging.remote import globs, jobs
+
+        async with connect(self.state) as hpc:
+            system = await self._system(hpc, named)
+            t = await jobs.context(system, account=self.options["account"])
+            if len(patterns) == 1 and not globs.has_magic(patterns[0]):
+                (found,) = await globs.expand(t, patterns[0])
+                await self._get_one(system, found.path, patterns[0], local, default=default)
+                return
+            paths: list[str] = []
+            failures: dict[str, HpcBridgeError] = {}
+            for pattern in patterns:
+                try:
+                    paths += [found.path for found in await globs.expand(t, pattern)]
+                except NotFound as error:
+                    failures[pattern] = error
+            if paths and not _is_here(local):
+                raise usage_error(f"{str(local)!r} is no directory on this machine; several files go into one", "LOCAL")
+            await self._several([self._down(system, path, local) for path in dict.fromkeys(paths)], failures)
+
+    async def _get_one(self, system: System, path: str, written: str, local: Path, *, default: bool) -> None:
+        is_tree = written.endswith("/") or bool(self.choice) or await _is_directory(system, path)
+        if is_tree and default:
+            name = posixpath.basename(path)
+            raise usage_error(
+                f"{written!r} is a directory: say where its content goes, as in: {written} {name}", "LOCAL"
+            )
+        target = local / posixpath.basename(path) if _is_here(local) and not is_tree else local
+        if not is_tree and not _is_here(target.absolute().parent):
+            raise usage_error(f"the directory {str(target.parent)!r} does not exist on this machine", "LOCAL")
+        options = self._tree_options() if is_tree else self.options | {"dry_run": self.dry_run}
+        await self._one(
+            f"{system.name}:{path}",
+            str(target),
+            lambda show: system.get(f"{path}/" if is_tree else path, target, progress=show, **options),
+        )
+
+    def _down(self, system: System, path: str, local: Path) -> Job:
+        target = local / posixpath.basename(path)
+
+        async def work(progress: Any) -> Result:
+            if await _is_directory(system, path):
+                raise IsDirectory(
+                    f"omitting the directory {path}",
+                    path=path,
+                    hint=f"A directory goes alone: hpcbridge get {path} LOCAL",
+                )
+            return await system.get(path, target, progress=progress, dry_run=self.dry_run, **self.options)
+
+        return Job(f"{system.name}:{path}", str(target), work)
+
+    async def sync(self, local: Path, remote: Remote, direction: Any) -> None:
+        """Make one side like the other."""
+        async with connect(self.state) as hpc:
+            system = await self._system(hpc, remote.system)
+            there, here = f"{system.name}:{remote.path}", str(local)
+            await self._one(
+                *((here, there) if direction == "up" else (there, here)),
+                lambda show: system.sync(
+                    local, remote.path, direction=direction, progress=show, **self._tree_options()
+                ),
+            )
+
+    # --- what they share ----------------------------------------------------------------------------------------------
+
+    async def _system(self, hpc: Hpc, named: str | None) -> System:
+        system = choose_system(hpc, self.state, named)
+        await system.resolve()
+        return system
+
+    def _tree_options(self) -> dict[str, Any]:
+        return self.options | self.choice.options() | {"dry_run": self.dry_run}
+
+    def _refuse_choice(self, source: str) -> None:
+        if self.choice:
+            raise usage_error(f"{source!r} is a file: --include, --exclude and --max-file-size choose of a directory")
+
+    async def _require_directory(self, system: System, path: str) -> None:
+        if not await _is_directory(system, path):
+            raise NotFound(
+                f"several files go into a directory, and {path} is none",
+                system=system.name,
+                hint=f"Make it: hpcbridge mkdir -p {system.name}:{path}",
+            )
+
+    async def _one(self, source: str, target: str, work: Callable[[Any], Awaitable[Result]]) -> None:
+        with Display(_label(source), quiet=self.quiet, state=self.state) as display:
+            result = await work(display.show)
+        if self.as_json:
+            output.print_json(record(result, source, target, dry_run=self.dry_run))
+        elif self.dry_run:
+            print_dry_run(result, source, target)
+        elif not self.quiet:
+            print_result(result, source, target)
+
+    async def _several(self, jobs: list[Job], failures: dict[str, HpcBridgeError] | None = None) -> None:
+        """Run them side by side; what fails does not stop the others, and is named at the end."""
+        _refuse_collisions(jobs)
+        failures = dict(failures or {})
+        results: dict[str, Result] = {}
+        places = asyncio.Semaphore(AT_ONCE)
+        with Display(f"{len(jobs)} files", quiet=self.quiet, state=self.state) as display:
+            bar = Several(len(jobs), display.show)
+
+            async def one(index: int, job: Job) -> None:
+                async with places:
+                    try:
+                        results[job.source] = await job.work(progress=bar.part(index))
+                    except HOPELESS:
+                        raise
+                    except (HpcBridgeError, OSError) as error:
+                        failures[job.source] = _told(error, job)
+                    finally:
+                        bar.finished(index)
+
+            from hpcbridge.staging.context import task_group
+
+            async with task_group() as group:
+                for index, job in enumerate(jobs):
+                    group.create_task(one(index, job))
+        self._tell_several(jobs, results, failures)
+
+    def _tell_several(self, jobs: list[Job], results: dict[str, Result], failures: dict[str, HpcBridgeError]) -> None:
+        targets = {job.source: job.target for job in jobs}
+        done = [source for source in targets if source in results]
+        if self.as_json:
+            records = [record(results[source], source, targets[source], dry_run=self.dry_run) for source in done]
+            failed = [
+                {"source": source, "target": targets.get(source), "error": str(error)}
+                for source, error in failures.items()
+            ]
+            output.print_json(records + failed)
+        elif self.dry_run:
+            for source in done:
+                print_dry_run(results[source], source, targets[source])
+        elif not self.quiet:
+            for source in done:
+                print_result(results[source], source, targets[source])
+        if failures:
+            total = len(done) + len(failures)
+            raise SomeFailed(f"{len(failures)} of {total} did not arrive" if total > 1 else "", failures=failures)
+
+
+def _refuse_collisions(jobs: list[Job]) -> None:
+    sources: dict[str, str] = {}
+    for job in jobs:
+        if (other := sources.setdefault(job.target, job.source)) != job.source:
+            raise usage_error(f"{other} and {job.source} would both become {job.target}; copy them one at a time")
+
+
+def _told(error: HpcBridgeError | OSError, job: Job) -> HpcBridgeError:
+    if isinstance(error, HpcBridgeError):
+        return error
+    return HpcBridgeError(f"{error.filename or job.source}: {error.strerror or error}")
+
+
+def _label(source: str) -> str:
+    return posixpath.basename(source.rstrip("/")) or source
+
+
+def _is_here(path: Path) -> bool:
+    """Whether `path` is a directory on this machine."""
+    return path.is_dir()
+
+
+async def _is_directory(system: System, path: str) -> bool:
+    from hpcbridge.staging.remote.paths import carried
+
+    if not carried(path):
+        return False
+    try:
+        return stat.S_ISDIR((await system.client.stat(system.name, path, dereference=True)).mode)
+    except NotFound:
+        return False
+
+
+def record(result: Result, source: str, target: str, *, dry_run: bool = False) -> dict[str, Any]:
+    """What `--json` prints for one file or tree; bytes and seconds."""
+    value: dict[str, Any] = {
+        "source": source,
+        "target": target,
+        "bytes": result.bytes,
+        "seconds": round(result.seconds, 3),
+        "route": result.route,
+        "sha256": result.sha256,
+    }
+    if dry_run:
+        value["dry_run"] = True
+    if (tree := as_tree(result)) is not None:
+        value |= {
+            "files": tree.files,
+            "directories": tree.directories,
+            "links": tree.links,
+            "unchanged": tree.unchanged,
+            "deleted": tree.deleted,
+            "skipped": [{"path": os.fsdecode(each.path), "why": each.why} for each in tree.skipped],
+            "changes": [
+                {"path": os.fsdecode(each.path), "action": each.action, "kind": each.kind, "size": each.size}
+                for each in tree.changes
+            ],
+        }
+    return value
+
+
+def as_tree(result: Result) -> TreeResult | None:
+    """The result as a tree's, None for a file's."""
+    return result if hasattr(result, "directories") else None  # type: ignore[return-value]
+
+
+def print_result(result: Result, source: str, target: str) -> None:
+    """One line about what went where, and the names of what was left out."""
+    rate = f", {output.size(int(result.bytes / result.seconds))}/s" if result.seconds > 0 and result.bytes else ""
+    tree = as_tree(result)
+    what = output.size(result.bytes) if tree is None else _counted(tree)
+    route = f" ({result.route})" if result.route else ""
+    arrow = "/ -> " if tree is not None and not source.endswith("/") else " -> "
+    output.note(
+        f"{source}{arrow}{target}{'/' if tree is not None else ''}: {what} in {result.seconds:.1f} s{rate}{route}"
+    )
+    for each in tree.skipped if tree is not None else ():
+        output.note(f"left out: {os.fsdecode(each.path)}: {each.why}")
+
+
+def _counted(tree: TreeResult) -> str:
+    parts = [f"{tree.files} {'file' if tree.files == 1 else 'files'}"]
+    parts += [f"{tree.deleted} removed"] if tree.deleted else []
+    parts += [f"{tree.unchanged} unchanged"] if tree.unchanged else []
+    return ", ".join(parts) + (f", {output.size(tree.bytes)} sent" if tree.route else ", nothing to send")
+
+
+def print_dry_run(result: Result, source: str, target: str) -> None:
+    """One line per entry that would be changed, and the sum."""
+    tree = as_tree(result)
+    if tree is None:
+        output.print_line(f"would copy {source} -> {target} ({output.size(result.bytes)})")
+        return
+    for change in tree.changes:
+        size = f" ({output.size(change.size)})" if change.kind == "file" and change.action == "copy" else ""
+        output.print_line(f"would {change.action} {os.fsdecode(change.path)}{size}")
+    output.note(f"{source}/ -> {target}/: {len(tree.changes)} changes, {output.size(tree.bytes)}; nothing was done")
+    for each in tree.skipped:
+        output.note(f"left out: {os.fsdecode(each.path)}: {each.why}")

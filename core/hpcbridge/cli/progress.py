@@ -1,0 +1,176 @@
+"""How waiting and moving bytes are shown: bars in a terminal, lines in a pipe, nothing on request.
+
+Everything goes to standard error. A wait in the scheduler's queue is told as such, with the job's id and the reason.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from hpcbridge.cli.output import note, printable, size, stderr_console, stderr_is_terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from hpcbridge.cli.context import State
+    from hpcbridge.staging import Progress
+
+LINE_EVERY = 10.0
+"""Seconds between two lines about the same phase in a pipe."""
+_JOB = re.compile(r"\bjob (\d+)\b")
+
+
+class Display:
+    """One transfer, or one command's jobs, shown from the first report on; use as `with`."""
+
+    def __init__(self, label: str, *, quiet: bool = False, state: State | None = None) -> None:
+        """`state` learns the id of a job of ours that is waited for, for what to say after an interrupt."""
+        self._label = label
+        self._state = state
+        self._bars: Bars | None = None
+        self._task: Any = None
+        self._lines = None if quiet or stderr_is_terminal() else _Lines(label)
+        self._over = quiet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def show(self, report: Progress) -> None:
+        """The progress callback."""
+        if self._state is not None and (job := _JOB.search(report.detail)):
+            self._state.job_id = job[1]
+        if self._over:
+            return
+        if self._lines is not None:
+            self._lines.show(report)
+            return
+        if self._bars is None:
+            self._bars = _bars()
+            self._task = self._bars.add_task("", total=None, label=_short(self._label), phase="", moving=False)
+            self._bars.start()
+        self._bars.update(self._task, completed=report.done, total=report.total, **_fields(report))
+
+    def close(self) -> None:
+        """Take the bar away; later reports are not shown."""
+        self._over = True
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def _fields(report: Progress) -> dict[str, Any]:
+    phase = f"{report.phase} ({report.detail})" if report.detail else report.phase
+    return {"phase": printable(phase), "moving": bool(report.total) and report.phase not in ("queued", "joining")}
+
+
+def _short(label: str) -> str:
+    text = printable(label)
+    return text if len(text) <= 40 else f"{text[:18]}…{text[-20:]}"
+
+
+def _bars() -> Bars:
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.table import Column
+    from rich.text import Text
+
+    class WhenMoving(ProgressColumn):
+        """A column that is empty while nothing moves: a bar that stands still says less than none."""
+
+        def __init__(self, column: ProgressColumn) -> None:
+            super().__init__()
+            self.column = column
+
+        def render(self, task: Any) -> Any:
+            return self.column.render(task) if task.fields.get("moving") else Text("")
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.fields[label]} {task.fields[phase]}", markup=False, table_column=Column(overflow="fold")),
+        WhenMoving(BarColumn(bar_width=20)),
+        WhenMoving(DownloadColumn()),
+        WhenMoving(TransferSpeedColumn()),
+        WhenMoving(TimeRemainingColumn(compact=True)),
+        TimeElapsedColumn(),
+        console=stderr_console(),
+        transient=True,
+    )
+
+
+class _Lines:
+    """One line per change of phase or of what is waited for, and one every ten seconds while bytes move."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._said = ("", "")
+        self._next = 0.0
+
+    def show(self, report: Progress) -> None:
+        if report.phase == "done" or (report.phase == "queued" and not _JOB.search(report.detail)):
+            return  # the summary follows, or the job's id
+        waiting = report.phase in ("queued", "joining", "staging")
+        what = (report.phase, report.detail if waiting else "")
+        now = time.monotonic()
+        if what != self._said:
+            self._said, self._next = what, now + LINE_EVERY
+            detail = f" ({report.detail})" if report.detail else ""
+            note(f"{self._label}: {report.phase}{detail}")
+        elif now >= self._next and report.total and not waiting:
+            self._next = now + LINE_EVERY
+            share = f"{100 * report.done // report.total} % of {size(report.total)}"
+            note(f"{self._label}: {report.phase}, {share}")
+
+
+class Several:
+    """Many transfers as one: bytes and totals add up; a file that is done stays counted."""
+
+    def __init__(self, count: int, show: Callable[[Progress], None]) -> None:
+        """`count` transfers, told to `show` as one."""
+        self._count = count
+        self._show = show
+        self._latest: dict[int, Progress] = {}
+        self._finished: set[int] = set()
+
+    def part(self, index: int) -> Callable[[Progress], None]:
+        """The callback of transfer `index`."""
+
+        def told(report: Progress) -> None:
+            self._latest[index] = report
+            self._tell(report)
+
+        return told
+
+    def finished(self, index: int) -> None:
+        """Transfer `index` has ended, well or not."""
+        self._finished.add(index)
+        if latest := self._latest.get(index):
+            self._tell(latest)
+
+    def _tell(self, report: Progress) -> None:
+        from hpcbridge.staging import Progress
+
+        reports = self._latest.values()
+        totals = [each.total for each in reports]
+        active = [each for index, each in self._latest.items() if index not in self._finished]
+        moving = next((each for each in active if each.phase in ("uploading", "downloading")), None)
+        phase = moving or (report if report in active else next(iter(active), report))
+        detail = f"{len(self._finished)} of {self._count} files"
+        if phase.phase in ("queued", "joining", "staging") and phase.detail:
+            detail += f", {phase.detail}"
+        total = sum(each or 0 for each in totals) or None
+        self._show(Progress(phase.phase, sum(each.done for each in reports), total, detail))
