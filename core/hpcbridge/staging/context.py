@@ -17,6 +17,7 @@ from hpcbridge.staging.progress import Reporter
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FirecrestClient, SystemInfo
+    from hpcbridge.jobs.state import JobInfo
     from hpcbridge.jobs.watch import JobWatcher
 
 
@@ -82,6 +83,22 @@ class Transfer:
     def error(self, message: str, *, kind: type[HpcBridgeError] = TransferError, **about: Any) -> HpcBridgeError:
         """An error that says which site and system it is about."""
         return kind(message, **({"site": self.site, "system": self.name} | about))
+
+
+ALONE = 1.0
+"""Seconds for which a transfer asks for its job's result only: a short job is over by then.
+
+The listings that show how a job waits cost the login node two commands each, and keep the question for its result
+waiting, at the few requests per second that polling may make.
+"""
+
+
+async def watched(
+    t: Transfer, job_id: str, on_change: Callable[[JobInfo], None], *, name: str | None = None
+) -> JobInfo:
+    """Until the job has ended, watched from `ALONE` seconds on; raises what the watcher's `wait` raises."""
+    await asyncio.sleep(ALONE)
+    return await t.system.watcher.wait(job_id, name=name, on_change=on_change)
 
 
 _PARTITION = re.compile(r"(?:--partition(?:=|\s+)|-p\s*)(\S+)")

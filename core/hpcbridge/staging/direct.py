@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpcbridge.errors import IntegrityError
 from hpcbridge.staging import digests
-from hpcbridge.staging.context import PATIENCE, Transfer
+from hpcbridge.staging.context import PATIENCE, Transfer, task_group
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.partfile import PartFile, Source
@@ -52,13 +52,8 @@ async def get(t: Transfer, remote: RemotePath, before: FileStat) -> str | None:
     """
     for _ in range(SNAPSHOTS):
         t.reporter.phase(Phase.DOWNLOADING, done=0)
-        data = await t.client.download(t.name, str(remote), patience=PATIENCE)
-        t.reporter.add(len(data))
-        t.reporter.phase(Phase.VERIFYING)
+        data, agreed = await _with_digest(t, remote)
         digest = hashlib.sha256(data).hexdigest()
-        agreed = None
-        if t.verify in (Verify.AUTO, Verify.SHA256):
-            agreed = await digests.remote_sha256(t, remote)
         if len(data) == before.size and agreed in (None, digest):
             await asyncio.to_thread(_store, t, data)
             return agreed
@@ -68,6 +63,17 @@ async def get(t: Transfer, remote: RemotePath, before: FileStat) -> str | None:
             return None
         before = after
     raise t.error(f"{remote} arrived differently {SNAPSHOTS} times", kind=IntegrityError, path=str(remote))
+
+
+async def _with_digest(t: Transfer, remote: RemotePath) -> tuple[bytes, str | None]:
+    """The content, and the SHA-256 that the system computes meanwhile, if it is wanted."""
+    async with task_group() as group:
+        wanted = t.verify in (Verify.AUTO, Verify.SHA256)
+        summing = group.create_task(digests.remote_sha256(t, remote)) if wanted else None
+        data = await t.client.download(t.name, str(remote), patience=PATIENCE)
+        t.reporter.add(len(data))
+        t.reporter.phase(Phase.VERIFYING)
+    return data, summing.result() if summing else None
 
 
 def _store(t: Transfer, data: bytes) -> None:

@@ -12,7 +12,7 @@ from hpcbridge.errors import AlreadyExists, HpcBridgeError, InvalidPath, NotFoun
 from hpcbridge.jobs.spec import JobSpec
 from hpcbridge.jobs.state import LOST_RACE_EXIT, JobInfo, JobState
 from hpcbridge.jobs.submit import submit_once
-from hpcbridge.staging.context import PATIENCE, Transfer, given_up, transfer_directives
+from hpcbridge.staging.context import PATIENCE, Transfer, given_up, transfer_directives, watched
 from hpcbridge.staging.preparing import PRIVATE_PREFIX
 from hpcbridge.staging.progress import Phase
 
@@ -47,7 +47,7 @@ def spec(t: Transfer, *, script: str, directory: str, label: str, session: str) 
 async def run(t: Transfer, job: JobSpec, key: str, answer_path: str) -> str | None:
     """Submit `job` once under `key` and return the text of its answer; None when it ended without one.
 
-    Raises what `submit_once` raises, and JobFailed when the job was cancelled.
+    Raises what `submit_once` raises, and JobFailed when the job was cancelled meanwhile.
     """
     # The key is unique to this upload session, so who we are adds nothing to it, and asking costs three commands.
     submitted = await submit_once(t.client, t.name, job, key, user="-")
@@ -58,11 +58,10 @@ async def run(t: Transfer, job: JobSpec, key: str, answer_path: str) -> str | No
         show(t, info.job_id, info)
         changed.set()
 
-    wait = t.system.watcher.wait(submitted.job_id, name=submitted.name, on_change=changes)
-    watching = asyncio.ensure_future(wait)
+    watching = asyncio.ensure_future(watched(t, submitted.job_id, changes, name=submitted.name))
     watching.add_done_callback(lambda _: changed.set())
     try:
-        return await _answer(t, answer_path, watching, changed)
+        return await _answer(t, answer_path, watching, changed, adopted=submitted.adopted)
     finally:
         await given_up(watching)
 
@@ -76,11 +75,11 @@ def show(t: Transfer, job_id: str, info: JobInfo | None) -> None:
         t.reporter.phase(Phase.JOINING, f"job {job_id} runs")
 
 
-async def _answer(t: Transfer, path: str, watching: asyncio.Future[JobInfo], changed: asyncio.Event) -> str | None:
+async def _answer(
+    t: Transfer, path: str, watching: asyncio.Future[JobInfo], changed: asyncio.Event, *, adopted: bool
+) -> str | None:
     pause = FIRST_LOOK
     while not watching.done():
-        if (text := await _look(t, path)) is not None:
-            return text
         try:
             async with asyncio.timeout(pause):
                 await changed.wait()
@@ -89,11 +88,16 @@ async def _answer(t: Transfer, path: str, watching: asyncio.Future[JobInfo], cha
         else:
             changed.clear()
             pause = FIRST_LOOK
-    return await _last_look(t, path, watching.result())
+        if (text := await _look(t, path)) is not None:
+            return text
+    return await _last_look(t, path, watching.result(), adopted=adopted)
 
 
-async def _last_look(t: Transfer, path: str, info: JobInfo) -> str | None:
+async def _last_look(t: Transfer, path: str, info: JobInfo, *, adopted: bool) -> str | None:
     if info.state is JobState.CANCELLED:
+        if adopted:
+            # In an earlier attempt's time: whoever calls again wants another job.
+            return await _look(t, path)
         raise info.failure(site=t.site, system=t.name) or t.error("the job was cancelled", job_id=info.job_id)
     # Another job holds the lock: its answer is ours, and it has all the time its own limit gives it.
     lag = MINUTES * 60.0 if info.exit_code == LOST_RACE_EXIT else ANSWER_LAG

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hpcbridge.errors import IntegrityError, JobFailed, TransferError, Unavailable
 from hpcbridge.jobs.state import JobInfo
 from hpcbridge.staging import asking, digests, server_jobs
-from hpcbridge.staging.context import PATIENCE, Transfer, given_up
+from hpcbridge.staging.context import PATIENCE, Transfer, given_up, watched
 from hpcbridge.staging.fetching import Receiver, Write
 from hpcbridge.staging.journal import Entry, Journal
 from hpcbridge.staging.names import RemotePath
@@ -160,8 +160,7 @@ class _Download:
 async def _appear(t: Transfer, download: S3Download, size: int) -> None:
     """Wait until the object is there, whole."""
     t.reporter.phase(Phase.STAGING, f"transfer job {download.job_id} copies the file to the object store")
-    wait = t.system.watcher.wait(download.job_id, on_change=lambda info: server_jobs.show(t, info))
-    watching = asyncio.ensure_future(wait)
+    watching = asyncio.ensure_future(watched(t, download.job_id, lambda info: server_jobs.show(t, info)))
     store = ObjectStore(t.client.session.storage)
     try:
         begun, ended = time.monotonic(), 0.0
