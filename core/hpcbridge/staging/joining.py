@@ -31,8 +31,8 @@ count=@COUNT@ size=@SIZE@ want=@SHA256@
 pieces=@SESSION@. answer=@ANSWER@ joined=@SESSION@.joined errors=@SESSION@.errors
 
 answer() { printf '%s\n' "$*" >"$answer.new" && mv -f -- "$answer.new" "$answer"; }
+# The pieces stay until the client removes them: should it be killed before, the next one need not send them again.
 finish() {   # the answer comes last: whoever reads it may remove this directory
-  list | xargs rm -f --
   find "$directory/" -maxdepth 1 -type d -name '@PREFIX@*' -user "$(id -u)" -mmin +@STALE@ -exec rm -rf {} + 2>/dev/null
   mv -f -- "$answer.done" "$answer"; exit 0
 }
