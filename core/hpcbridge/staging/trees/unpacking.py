@@ -79,7 +79,10 @@ fi | (umask "$mask"; exec tar -x $unzip -f - -C "$tree" -p --no-same-owner --del
 status=${PIPESTATUS[1]}
 [ -z "$want" ] || read -r sum _ <"$pieces"sum || fail reading
 [ "$sum" = "$want" ] || damaged
-[ "$status" -eq 0 ] || fail unpacking
+if [ "$status" -ne 0 ]; then   # tar does not say why a write was short
+  short=$(grep -m 1 ': Wrote only ' -- "$errors") && echo "No space left on device, or a quota is full: $short" >"$errors"
+  fail unpacking
+fi
 
 @PUBLISH@
 printf 'published %s %s\n' "$size" "${sum:--}" >"$answer.done"
