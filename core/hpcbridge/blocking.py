@@ -16,11 +16,11 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from anyio import create_memory_object_stream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from hpcbridge.jobs.state import JobInfo
     from hpcbridge.sites import Site
     from hpcbridge.staging import Progress, TransferResult
+    from hpcbridge.staging.remote.operations import Usage
+    from hpcbridge.staging.trees.results import TreeResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -225,7 +227,12 @@ class System:
         atomic: bool = False,
         progress: Callable[[Progress], None] | None = None,
         account: str | None = None,
-    ) -> TransferResult:
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        max_file_size: int | None = None,
+        max_size: int | None = None,
+        dry_run: bool = False,
+    ) -> TransferResult | TreeResult:
         """See `hpcbridge.System.put`."""
         return _run(
             self._wrapped.put,
@@ -236,6 +243,11 @@ class System:
             atomic=atomic,
             progress=progress,
             account=account,
+            include=include,
+            exclude=exclude,
+            max_file_size=max_file_size,
+            max_size=max_size,
+            dry_run=dry_run,
         )
 
     def get(
@@ -248,7 +260,12 @@ class System:
         resume: bool = True,
         progress: Callable[[Progress], None] | None = None,
         account: str | None = None,
-    ) -> TransferResult:
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        max_file_size: int | None = None,
+        max_size: int | None = None,
+        dry_run: bool = False,
+    ) -> TransferResult | TreeResult:
         """See `hpcbridge.System.get`."""
         return _run(
             self._wrapped.get,
@@ -259,23 +276,113 @@ class System:
             resume=resume,
             progress=progress,
             account=account,
+            include=include,
+            exclude=exclude,
+            max_file_size=max_file_size,
+            max_size=max_size,
+            dry_run=dry_run,
         )
 
-    def ls(self, path: str, *, hidden: bool = False) -> list[FileEntry]:
+    def sync(
+        self,
+        local: str | Path,
+        remote: str,
+        *,
+        direction: Literal["up", "down"] = "up",
+        delete: bool = False,
+        route: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        max_file_size: int | None = None,
+        dry_run: bool = False,
+    ) -> TreeResult:
+        """See `hpcbridge.System.sync`."""
+        return _run(
+            self._wrapped.sync,
+            local,
+            remote,
+            direction=direction,
+            delete=delete,
+            route=route,
+            progress=progress,
+            account=account,
+            include=include,
+            exclude=exclude,
+            max_file_size=max_file_size,
+            dry_run=dry_run,
+        )
+
+    def ls(self, path: str, *, hidden: bool = False, recursive: bool = False) -> list[FileEntry]:
         """See `hpcbridge.System.ls`."""
-        return _run(self._wrapped.ls, path, hidden=hidden)
+        return _run(self._wrapped.ls, path, hidden=hidden, recursive=recursive)
+
+    def glob(self, pattern: str) -> list[str]:
+        """See `hpcbridge.System.glob`."""
+        return _run(self._wrapped.glob, pattern)
 
     def stat(self, path: str) -> FileStat:
         """See `hpcbridge.System.stat`."""
         return _run(self._wrapped.stat, path)
 
-    def mkdir(self, path: str, parents: bool = True) -> None:
+    def mkdir(self, path: str | Sequence[str], parents: bool = True) -> None:
         """See `hpcbridge.System.mkdir`."""
         _run(self._wrapped.mkdir, path, parents)
 
-    def rm(self, path: str) -> None:
+    def rm(
+        self,
+        path: str | Sequence[str],
+        *,
+        recursive: bool = True,
+        missing_ok: bool = False,
+        preserve_root: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> None:
         """See `hpcbridge.System.rm`."""
-        _run(self._wrapped.rm, path)
+        _run(
+            self._wrapped.rm,
+            path,
+            recursive=recursive,
+            missing_ok=missing_ok,
+            preserve_root=preserve_root,
+            progress=progress,
+            account=account,
+        )
+
+    def cp(
+        self,
+        source: str | Sequence[str],
+        destination: str,
+        *,
+        recursive: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """See `hpcbridge.System.cp`."""
+        _run(self._wrapped.cp, source, destination, recursive=recursive, progress=progress, account=account)
+
+    def mv(
+        self,
+        source: str | Sequence[str],
+        destination: str,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """See `hpcbridge.System.mv`."""
+        _run(self._wrapped.mv, source, destination, progress=progress, account=account)
+
+    def du(self, path: str, *, progress: Callable[[Progress], None] | None = None, account: str | None = None) -> Usage:
+        """See `hpcbridge.System.du`."""
+        return _run(self._wrapped.du, path, progress=progress, account=account)
+
+    def read(
+        self, path: str, *, progress: Callable[[Progress], None] | None = None, account: str | None = None
+    ) -> Iterator[bytes]:
+        """See `hpcbridge.System.read`."""
+        return _iterate(lambda: self._wrapped.read(path, progress=progress, account=account))
 
     def checksum(self, path: str) -> str:
         """See `hpcbridge.System.checksum`."""

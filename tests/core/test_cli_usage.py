@@ -32,17 +32,30 @@ def folder(tmp_path: Path) -> Path:
         ("submit run.sh --env UNSET_VARIABLE", "UNSET_VARIABLE=VALUE"),
         ("submit run.sh --queue-timeout 5", "with --wait only"),
         ("submit run.sh --key=", "a key must not be empty"),
-        ("put run.sh", "Missing argument 'REMOTE'"),
+        ("put /x", "Missing argument 'LOCAL...'"),
         ("put run.sh somewhere", "write /absolute/path or system:/absolute/path"),
         ("put run.sh daint:somewhere", "did you mean daint:/somewhere?"),
         ("put nothing /x", "'nothing' does not exist on this machine"),
-        ("put inputs /x", "'inputs' is a directory; pack it first"),
+        ("put nothing* /x", "'nothing*' does not exist on this machine"),
+        ("put run.sh /x --max-size big", "'big' is not a size"),
+        ("put run.sh /x --exclude-from missing", "'missing' cannot be read"),
         ("put daint:/x y", "'y' is not a remote path"),
         ("put daint:/x /y", "hpcbridge get daint:/x LOCAL"),
-        ("put run.sh /x --route carrier-pigeon", "direct, chunked, s3"),
+        ("put run.sh /x --route carrier-pigeon", "direct, chunked, s3, streamer"),
         ("put run.sh /x --verify crc", "auto, size, sha256, none"),
         ("get run.sh /x", "are the two paths swapped?"),
-        ("get /x missing-folder/y", "the directory 'missing-folder' does not exist on this machine"),
+        ("get daint:/x daint:/y", "the last one must be on this machine"),
+        ("get daint:/x eiger:/y .", "on several systems (daint, eiger)"),
+        ("sync inputs elsewhere", "neither is a remote path"),
+        ("sync daint:/x daint:/y", "both are on the cluster"),
+        ("sync /x /y", "which one is on the cluster? Write it with its system, SYSTEM:/y or SYSTEM:/x"),
+        ("sync nothing daint:/x", "'nothing' does not exist on this machine"),
+        ("sync run.sh daint:/x", "hpcbridge put"),
+        ("sync daint:/x run.sh", "'run.sh' is a file"),
+        ("cp /x", "Missing argument 'SOURCE...'"),
+        ("cp daint:/x eiger:/y", "on several systems (daint, eiger)"),
+        ("mv a daint:/y", "'a' is not a remote path"),
+        ("rm", "Missing argument 'PATH...'"),
         ("ls relative/path", "'relative/path' is not a remote path"),
         ("logs", "Missing argument 'JOB'"),
         ("--site", "--site"),
@@ -58,7 +71,7 @@ def test_wrong_usage_is_told(arguments: str, said: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["systems", "doctor", "submit run.sh", "status 1", "logs 1", "cancel 1", "ls", "home"]
+    "command", ["systems", "doctor", "submit run.sh", "status 1", "logs 1", "cancel 1", "ls", "home", "cat /x", "rm /x", "du"]
 )
 def test_without_configuration_it_says_what_to_set(command: str, folder: Path) -> None:
     done = run_cli(*command.split(), cwd=folder)

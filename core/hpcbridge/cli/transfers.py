@@ -186,7 +186,7 @@ def get(
     state = state_of(ctx, site, system)
     *remote, local = paths if len(paths) > 1 else [*paths, "."]
     if is_remote(local):
-        raise usage_error(f"{local!r} is a remote path: the last one is a path on this machine", "LOCAL")
+        raise usage_error(f"{local!r} is a remote path: the last one must be on this machine, as . is", "LOCAL")
     named, patterns = parse_remotes(remote, "REMOTE")
     options = _checked(route, verify) | {"account": account, "max_size": parse_size(max_size, "--max-size")}
     chosen = choice_of(include, exclude, exclude_from, max_file_size)

@@ -29,7 +29,7 @@ async def context(
     system: TransferSystem, *, account: str | None = None, progress: Callable[[Progress], None] | None = None
 ) -> Transfer:
     """What the functions of this package need to know of `system`; `account` is the site's default unless given."""
-    info = await system.client.system(system.name, patience=PATIENCE)
+    info = await system.client.system(system.name)
     account = account or system.client.session.site.account_for(system.name)
     return Transfer(system, info, Path(), Reporter(progress), None, account)
 
