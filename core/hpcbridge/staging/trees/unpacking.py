@@ -80,7 +80,7 @@ status=${PIPESTATUS[1]}
 [ -z "$want" ] || read -r sum _ <"$pieces"sum || fail reading
 [ "$sum" = "$want" ] || damaged
 if [ "$status" -ne 0 ]; then   # tar does not say why a write was short
-  short=$(grep -m 1 ': Wrote only ' -- "$errors") && echo "No space left on device, or a quota is full: $short" >"$errors"
+  short=$(grep -m 1 ': Wrote only ' -- "$errors") && echo "No space left, or a quota is full: $short" >"$errors"
   fail unpacking
 fi
 
