@@ -20,8 +20,8 @@ from hpcbridge.cli.transfers import Choice
 from hpcbridge.errors import (
     AuthenticationError,
     ConfigurationError,
+    Conflict,
     HpcBridgeError,
-    IsDirectory,
     NotFound,
     SomeFailed,
 )
@@ -100,7 +100,7 @@ class Moving:
 
         async def work(progress: Any) -> Result:
             if _is_here(source):
-                raise IsDirectory(
+                raise Conflict(
                     f"omitting the directory {source}",
                     path=str(source),
                     hint=f"A directory goes alone: hpcbridge put {source} REMOTE",
@@ -130,7 +130,10 @@ class Moving:
                 except NotFound as error:
                     failures[pattern] = error
             if paths and not _is_here(local):
-                raise usage_error(f"{str(local)!r} is no directory on this machine; several files go into one", "LOCAL")
+                raise usage_error(
+                    f"several files go into a directory, and {str(local)!r} is none here; make it: mkdir {local}",
+                    "LOCAL",
+                )
             await self._several([self._down(system, path, local) for path in dict.fromkeys(paths)], failures)
 
     async def _get_one(self, system: System, path: str, written: str, local: Path, *, default: bool) -> None:
@@ -155,7 +158,7 @@ class Moving:
 
         async def work(progress: Any) -> Result:
             if await _is_directory(system, path):
-                raise IsDirectory(
+                raise Conflict(
                     f"omitting the directory {path}",
                     path=path,
                     hint=f"A directory goes alone: hpcbridge get {path} LOCAL",
@@ -340,7 +343,7 @@ def _counted(tree: TreeResult) -> str:
     parts = [f"{tree.files} {'file' if tree.files == 1 else 'files'}"]
     parts += [f"{tree.deleted} removed"] if tree.deleted else []
     parts += [f"{tree.unchanged} unchanged"] if tree.unchanged else []
-    return ", ".join(parts) + (f", {output.size(tree.bytes)} sent" if tree.route else ", nothing to send")
+    return ", ".join(parts) + (f", {output.size(tree.bytes)}" if tree.route else ", nothing to send")
 
 
 def print_dry_run(result: Result, source: str, target: str) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LINE_EVERY = 10.0
 """Seconds between two lines about the same phase in a pipe."""
+_MOVING = ("uploading", "downloading")
+_WAITING = ("queued", "joining", "staging")
 _JOB = re.compile(r"\bjob (\d+)\b")
 
 
@@ -66,7 +68,7 @@ class Display:
 
 def _fields(report: Progress) -> dict[str, Any]:
     phase = f"{report.phase} ({report.detail})" if report.detail else report.phase
-    return {"phase": printable(phase), "moving": bool(report.total) and report.phase not in ("queued", "joining")}
+    return {"phase": printable(phase), "moving": bool(report.total) and report.phase in _MOVING}
 
 
 def _short(label: str) -> str:
@@ -101,7 +103,11 @@ def _bars() -> Bars:
 
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.fields[label]} {task.fields[phase]}", markup=False, table_column=Column(overflow="fold")),
+        TextColumn(
+            "{task.fields[label]} {task.fields[phase]}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis"),
+        ),
         WhenMoving(BarColumn(bar_width=20)),
         WhenMoving(DownloadColumn()),
         WhenMoving(TransferSpeedColumn()),
@@ -123,7 +129,7 @@ class _Lines:
     def show(self, report: Progress) -> None:
         if report.phase == "done" or (report.phase == "queued" and not _JOB.search(report.detail)):
             return  # the summary follows, or the job's id
-        waiting = report.phase in ("queued", "joining", "staging")
+        waiting = report.phase in _WAITING
         what = (report.phase, report.detail if waiting else "")
         now = time.monotonic()
         if what != self._said:
@@ -167,10 +173,10 @@ class Several:
         reports = self._latest.values()
         totals = [each.total for each in reports]
         active = [each for index, each in self._latest.items() if index not in self._finished]
-        moving = next((each for each in active if each.phase in ("uploading", "downloading")), None)
+        moving = next((each for each in active if each.phase in _MOVING), None)
         phase = moving or (report if report in active else next(iter(active), report))
         detail = f"{len(self._finished)} of {self._count} files"
-        if phase.phase in ("queued", "joining", "staging") and phase.detail:
+        if phase.phase in _WAITING and _JOB.search(phase.detail):
             detail += f", {phase.detail}"
         total = sum(each or 0 for each in totals) or None
         self._show(Progress(phase.phase, sum(each.done for each in reports), total, detail))

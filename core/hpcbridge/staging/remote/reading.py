@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from hpcbridge.errors import IntegrityError, IsDirectory, TooLarge
 from hpcbridge.staging.context import PATIENCE, Transfer, given_up
@@ -44,8 +45,10 @@ async def read(t: Transfer, path: str) -> AsyncGenerator[bytes]:
                 pass
             else:
                 return
-    async for data in _by_job(t, path):
-        yield data
+    # Closed by name: a reader that stops early closes this generator alone, and not those that it draws from.
+    async with aclosing(_by_job(t, path)) as blocks:
+        async for data in blocks:
+            yield data
 
 
 async def _by_job(t: Transfer, path: str) -> AsyncGenerator[bytes]:
@@ -56,9 +59,10 @@ async def _by_job(t: Transfer, path: str) -> AsyncGenerator[bytes]:
         plan = Prepare(stage, secrets.token_hex(4), RemotePath(*posixpath.split(path)), t.limits.download, sha256=True)
         prepared = await _prepared(t, plan, path)
         digest = hashlib.sha256()
-        async for data in _pieces(t, plan, prepared.size):
-            digest.update(data)
-            yield data
+        async with aclosing(_pieces(t, plan, prepared.size)) as pieces:
+            async for data in pieces:
+                digest.update(data)
+                yield data
     finally:
         await keyed_jobs.remove_directory(t, stage)
     if prepared.sha256 not in (None, digest.hexdigest()):
