@@ -49,7 +49,7 @@ class Scale:
 
 
 FULL = Scale((1 * MB, 5 * MB, 50 * MB, 200 * MB, 2000 * MB), 200 * MB, 10_000, 200, 3, 60, (5, 20, 60, 130), 15)
-QUICK = Scale((1 * MB, 20 * MB, 60 * MB), 10 * MB, 200, 20, 1, 2, (3,), 3)
+QUICK = Scale((1 * MB, 20 * MB), 10 * MB, 200, 20, 1, 2, (3,), 3)
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:

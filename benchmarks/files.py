@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ MB = 1_000_000
 WARM = 10
 """Times that a small file is sent by one process, to see what a transfer costs without the start."""
 SMALL = 2 * MB
+LATE = 4.0
+"""Seconds after which a file that is not there will not come."""
 CLIENTS = ("hpcbridge", "pyfirecrest")
 Table = dict[tuple[str, int], dict[str, list[Row]]]
 """(direction, bytes) -> who -> one row per repeat."""
@@ -50,18 +53,27 @@ def measure(
 def _up(sandbox: SandboxProcess, work: Path, client: str, local: Path, *options: str) -> Row:
     remote = f"{HOME}/up-{client}"
     row = run_worker(sandbox, work, client, "up", str(local), remote, *options)
-    row["intact"] = sha256(sandbox.host_path(remote)) == sha256(local)
+    judge(row, sandbox.host_path(remote), local)
     if local.stat().st_size <= SMALL:
         row["warm"] = run_worker(sandbox, work, client, "up", str(local), remote, "--times", str(WARM))["warm"]
     remove(sandbox.host_path(remote))
     return row
 
 
+def judge(row: Row, arrived: Path, local: Path) -> None:
+    """Whether there is a file (over the streamer pyfirecrest can return without or before it), and the right one."""
+    end = time.monotonic() + LATE
+    while not arrived.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    row["there"] = arrived.exists()
+    row["intact"] = row["there"] and sha256(arrived) == sha256(local)
+
+
 def _down(sandbox: SandboxProcess, work: Path, client: str, local: Path, *options: str) -> Row:
     out = work / "out"
     with JobEnd(sandbox).watching() as job:
         row = run_worker(sandbox, work, client, "down", str(out), f"{HOME}/there", *options)
-    row["intact"] = sha256(out) == sha256(local)
+    judge(row, out, local)
     if job.time is not None:
         row["after_job"] = row.get("phases", {}).get("verifying", row["ended"]) - job.time
     if local.stat().st_size <= SMALL:
@@ -95,7 +107,7 @@ def lines(found: Table) -> list[list[str]]:
     """The rows of the table: medians, and the ratios of their times."""
     shown = []
     for (direction, size), clients in found.items():
-        base = mid(clients["pyfirecrest"], "seconds")
+        base = mid(clients["pyfirecrest"], "seconds") if delivered(clients["pyfirecrest"]) else None
         limit = mid(clients["curl"], "seconds") if clients.get("curl") else None
         for name, rows in clients.items():
             seconds = mid(rows, "seconds")
@@ -104,16 +116,29 @@ def lines(found: Table) -> list[list[str]]:
                     f"{direction} {size / MB:g} MB",
                     name + (f" ({rows[0]['route']})" if rows[0].get("route") else ""),
                     f"{seconds:.2f}",
-                    f"{seconds / base:.3f}",
+                    f"{seconds / base:.3f}" if base else "-",
                     f"{seconds / limit:.1f}" if limit else "-",
                     f"{mid(rows, 'cpu'):.2f}",
                     f"{mid(rows, 'rss') / MB:.0f}" if "rss" in rows[0] else "-",
                     f"{mid(rows, 'calls'):.0f}" if "calls" in rows[0] else "-",
                     f"{mid(rows, 'commands'):.0f}" if "calls" in rows[0] else "-",
-                    "-" if "intact" not in rows[0] else "yes" if all(row["intact"] for row in rows) else "NO",
+                    _verdict(rows),
                 ]
             )
     return shown
+
+
+def delivered(rows: list[Row]) -> bool:
+    """Whether each transfer left a file: the time of one that did not says nothing."""
+    return all(row["there"] for row in rows)
+
+
+def _verdict(rows: list[Row]) -> str:
+    if "intact" not in rows[0]:
+        return "-"
+    if not delivered(rows):
+        return f"{sum(not row['there'] for row in rows)} of {len(rows)} MISSING"
+    return "yes" if all(row["intact"] for row in rows) else "NO"
 
 
 def warm_lines(found: Table) -> list[list[str]]:

@@ -54,9 +54,9 @@ def run_worker(sandbox: SandboxProcess, state: Path, *arguments: str) -> Row:
 
 
 def besides_polling(row: Row) -> int:
-    """Requests without those for job states, answers that are not there yet, and `/status/systems`."""
-    polling = ("/status/systems", "GET /compute/")
-    return sum(count for path, count in row["counts"].items() if not any(word in path for word in polling))
+    """Requests but for `/status/systems` and polling, of which the reading of each job's answer counts."""
+    answers = row["counts"].get("POST /compute/{}/jobs", 0)
+    return int(row["calls"] - row["counts"].get("GET /status/systems", 0) - row["polling"] + answers)
 
 
 def remove(path: Path) -> None:

@@ -13,15 +13,16 @@ from support.sandbox import SandboxProcess
 
 SIZE = 1000
 """Bytes per file: random, so that nothing is gained by compressing them."""
-FOLDERS = 100
+TOGETHER = 100
+"""Files per directory."""
 WORKERS = (1, 8)
 """Files that the loop moves at a time: one after the other as in pyfirecrest's documentation, and as many as fit."""
 
 
 def make_tree(root: Path, files: int) -> Path:
-    """`files` files in up to 100 directories."""
+    """`files` files, in directories of 100."""
     for index in range(files):
-        folder = root / f"d{index % min(FOLDERS, files):02d}"
+        folder = root / f"d{index // TOGETHER:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"f{index:05d}").write_bytes(os.urandom(SIZE))
     return root
@@ -78,7 +79,7 @@ def _sync(sandbox: SandboxProcess, work: Path, local: Path, keep: Callable[[str,
 def _loop(
     sandbox: SandboxProcess, work: Path, few: Path, files: int, workers: int, keep: Callable[[str, Row], None]
 ) -> None:
-    """A loop's time grows with its files; its start is counted too, once."""
+    """The loop's own time grows with its files; its process starts once."""
     count = sum(path.is_file() for path in few.rglob("*"))
     remote, back = f"{HOME}/loop", work / "back"
     for way in ("tree-up", "tree-down"):
@@ -87,8 +88,8 @@ def _loop(
         options = ("--workers", str(workers), "--like", str(like))
         row = run_worker(sandbox, work, "pyfirecrest", way, str(target), remote, *options)
         there = sandbox.host_path(remote) if way == "tree-up" else back
-        whole = {"whole": row["seconds"] * files / count, "calls": row["calls"] * files // count}
-        whole["commands"] = row["commands"] * files // count
+        whole = {what: row[what] * files // count for what in ("calls", "commands")}
+        whole["whole"] = row["seconds"] + row["loop"] * (files / count - 1)
         keep(f"{way}, loop of {workers}", row | whole | {"intact": digest(there) == digest(few)})
     remove(back)
     remove(sandbox.host_path(remote))

@@ -69,8 +69,8 @@ async def by_hpcbridge(arguments: argparse.Namespace) -> dict[str, Any]:
             facts.update(route=result.route, sha256=getattr(result, "sha256", None), bytes=result.bytes)
 
         warm = await repeated(transfer, arguments.times)
-        requests = hpc.client.session.requests
-    return {"phases": phases, "requests": requests, **facts, **warm}
+        polling = hpc.client.session.counters.polling
+    return {"phases": phases, "polling": polling, **facts, **warm}
 
 
 def contents(root: Path) -> tuple[list[Path], list[Path]]:
@@ -83,7 +83,6 @@ async def tree(system: Any, arguments: argparse.Namespace) -> Any:
     """A directory, whole or by what has changed."""
     from hpcbridge.staging.trees.download import get_tree
     from hpcbridge.staging.trees.sync_up import sync_up
-
     from hpcbridge.staging.trees.upload import put_tree
 
     if arguments.work == "tree-down":
@@ -115,8 +114,11 @@ async def by_pyfirecrest(arguments: argparse.Namespace) -> dict[str, Any]:
         else:
             await loop()
 
+    facts: dict[str, float] = {}
+
     async def loop() -> None:
         """A tree as a loop over its files, `workers` at a time; directories first."""
+        begun = time.monotonic()
         free = asyncio.Semaphore(arguments.workers)
 
         async def one(source: str, target: str) -> None:
@@ -138,9 +140,10 @@ async def by_pyfirecrest(arguments: argparse.Namespace) -> dict[str, Any]:
                 await one(source, target)
         else:
             await asyncio.gather(*(one(source, target) for source, target in pairs))
+        facts["loop"] = time.monotonic() - begun
 
     try:
-        return await repeated(transfer, arguments.times)
+        return await repeated(transfer, arguments.times) | facts
     finally:
         await client.close_session()
 
