@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import IntegrityError
+from hpcbridge.errors import HpcBridgeError, IntegrityError
 from hpcbridge.staging import keyed_jobs
 from hpcbridge.staging.context import Transfer, given_up
 from hpcbridge.staging.joining import Answer, Verdict, piece_name
@@ -78,11 +79,7 @@ class Delivery:
             if self._route is Route.S3:
                 await self._by_s3()
             elif not self.stage.present:
-                from hpcbridge.staging import streamer
-
-                self.stage.session = secrets.token_hex(4)
-                place = self.stage.directory
-                await streamer.put(self._t, self._source, self._only_piece(), check=False, place=place)
+                await self._by_streamer()
             self.stage.present.add(0)
             return await digest if digest else None
         finally:
@@ -96,6 +93,19 @@ class Delivery:
             return
         self.stage.session = earlier.name.partition(".")[0] if earlier else secrets.token_hex(4)
         await s3_upload.put(self._t, self._source, self._only_piece(), check=False, place=self.stage.directory)
+
+    async def _by_streamer(self) -> None:
+        from hpcbridge.staging import server_jobs, streamer
+
+        self.stage.session = secrets.token_hex(4)
+        directory = self.stage.directory
+        try:
+            await streamer.put(self._t, self._source, self._only_piece(), check=False, place=directory)
+        except BaseException:
+            # There is nothing in it that could be gone on with.
+            with suppress(HpcBridgeError):
+                await self._t.client.rm(self._t.name, directory, patience=server_jobs.ABANDON_PATIENCE)
+            raise
 
     def _only_piece(self) -> RemotePath:
         return RemotePath(self.stage.directory, piece_name(self.stage.session, 0))

@@ -47,7 +47,7 @@ grep -qs '^published ' -- "$answer" && exit 0
 if [ "$count" -eq 1 ]; then
   only=$(list)
   [ -e "$only" ] && { mv -f -- "$only" "$joined" 2>"$errors" || fail moving; }
-  sum=; [ -z "$want" ] || sum=$(sha256sum <"$joined" 2>"$errors") || fail reading
+  sum=; [ -z "$want" ] || sum=$( { sha256sum <"$joined"; } 2>"$errors") || fail reading
 elif [ -n "$want" ]; then
   sum=$( { list | xargs cat -- | tee -- "$joined" | sha256sum; } 2>"$errors") || fail joining
 else

@@ -30,7 +30,7 @@ measure() { stat -Lc '%s %Y' -- "$source" 2>"$errors"; }
 [ ! -d "$source" ] || { echo 'Is a directory' >"$errors"; fail; }
 before=$(measure) || fail
 sum=-
-[ "$hash" -eq 0 ] || { sum=$(sha256sum <"$source" 2>"$errors") || fail; sum=${sum%% *}; }
+[ "$hash" -eq 0 ] || { sum=$( { sha256sum <"$source"; } 2>"$errors") || fail; sum=${sum%% *}; }
 [ "$piece" -eq 0 ] || split -b "$piece" -d -a @DIGITS@ -- "$source" @SESSION@. 2>"$errors" || fail
 after=$(measure) || fail
 [ "$before" = "$after" ] || { echo 'the file changed meanwhile' >"$errors"; fail; }

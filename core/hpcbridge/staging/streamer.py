@@ -117,8 +117,7 @@ class _Streamed(ABC):
                     await server_jobs.remove_logs(self._t, stream.job)
                     return agreed
         finally:
-            await asking.clear(self._t, self._journal, self.name, str(self._path))
-            self._journal.remove()
+            await self._forget()
         kind = IntegrityError if isinstance(fault, Damaged) else TransferError
         message = f"{self._path} did not arrive whole in {ATTEMPTS} attempts: {fault}"
         raise self._t.error(message, kind=kind, path=str(self._path))
@@ -156,6 +155,12 @@ class _Streamed(ABC):
     async def _give_up(self, stream: Stream) -> None:
         """End the job, and remove its logs."""
         await server_jobs.abandon(self._t, stream.job)
+        await self._forget()
+
+    async def _forget(self) -> None:
+        """The job that answered is done with; those of lost answers are ended."""
+        await asking.clear(self._t, self._journal, self.name, str(self._path))
+        self._journal.remove()
 
 
 class _Upload(_Streamed):
