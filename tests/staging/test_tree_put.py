@@ -263,29 +263,20 @@ async def test_a_job_that_somebody_cancels_is_an_error_and_the_next_call_goes_on
     system: hpcbridge.System, sandbox: SandboxProcess, tree: Path
 ) -> None:
     (tree / "data").write_bytes(os.urandom(12_000_000))
-    sandbox.post("/scheduler-faults", {"hold": True}) if False else None
     cancelled: list[str] = []
+    with sandbox.client() as client:
 
-    async def cancel(job_id: str) -> None:
-        await system.client.cancel(system.name, job_id)
+        def cancel(progress: Progress) -> None:
+            if progress.detail.startswith("job ") and not cancelled:
+                cancelled.append(progress.detail.split()[1])
+                client.delete(f"/compute/{sandbox.system}/jobs/{cancelled[0]}").raise_for_status()
 
-    import asyncio
-
-    running: list[asyncio.Task[None]] = []
-
-    def look(progress: Progress) -> None:
-        if progress.detail.startswith("job ") and not cancelled:
-            cancelled.append(progress.detail.split()[1])
-            running.append(asyncio.ensure_future(cancel(cancelled[0])))
-
-    sandbox.post("/faults", [{"method": "GET", "path": "*/ops/download", "kind": "latency", "seconds": 1.0}])
-    try:
-        await put_tree(system, tree, f"{HOME}/cancelled", progress=look)
-    except JobFailed:
-        assert not sandbox.host_path(f"{HOME}/cancelled").exists()
-    sandbox.delete("/faults")
+        with pytest.raises(JobFailed):
+            await put_tree(system, tree, f"{HOME}/cancelled", progress=cancel)
+    assert not sandbox.host_path(f"{HOME}/cancelled").exists()
     sandbox.delete("/requests")
     await put_tree(system, tree, f"{HOME}/cancelled")
+    assert "POST /filesystem/{}/ops/upload" not in calls(sandbox)
     assert snapshot(sandbox.host_path(f"{HOME}/cancelled")) == snapshot(tree)
     assert leftovers(sandbox) == []
 
