@@ -199,19 +199,22 @@ async def test_the_job_of_a_lost_answer_is_ended(
     system: hpcbridge.System,
     sandbox: SandboxProcess,
     tmp_path: Path,
-    there: Path,
     big: Path,
     way: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server_jobs, "UNANSWERED_LAG", 2.0)
-    sandbox.post("/faults", [{"method": "POST", "path": f"*/transfer/{way}", "kind": "drop_after", "count": 1}])
+    remote = f"/home/alice/lost-{way}"
+    lost = [{"method": "POST", "path": f"*/transfer/{way}", "kind": "drop_after", "count": 1}]
     if way == "upload":
-        await put_file(system, big, REMOTE, route="streamer")
+        sandbox.post("/faults", lost)
+        await put_file(system, big, remote, route="streamer")
     else:
-        await get_file(system, REMOTE, tmp_path / "out", route="streamer")
+        await put_file(system, big, remote, route="chunked")
+        sandbox.post("/faults", lost)
+        await get_file(system, remote, tmp_path / "out", route="streamer")
         assert sha256(tmp_path / "out") == sha256(big)
-    assert sha256(there) == sha256(big)
+    assert sha256(sandbox.host_path(remote)) == sha256(big)
     await nothing_left(system, sandbox)
 
 
