@@ -35,19 +35,23 @@ Extents = tuple[tuple[int, int], ...]
 class Archive(SourceFile):
     """The members, one after another, as `tar --format=gnu --sparse` would write them; owners are not told.
 
-    The same members always give the same bytes. `identity` is that of the layout and of all that is in it.
+    The same members always give the same bytes, in whatever order they come. `identity` is that of the layout and of all that is in it.
     """
 
     compression = ""
 
     def __init__(self, members: Sequence[Member], name: str = "the archive") -> None:
-        """Lay the members out in the order given; a directory must come before what is in it.
+        """Lay the members out; what is in a directory follows it at once.
+
+        tar gives a directory its mode and time as soon as it sees something that lies elsewhere: by the bytes of the
+        paths alone, `a-b` would come between `a` and `a/b`.
 
         `name` is what messages call the archive, such as the tree's local path. Raises ValueError for a file without
         content, TransferError for one that is no longer what its entry says.
         """
         self.name = name
-        self.members = [member if _is_complete(member) else _stamped(member) for member in members]
+        complete = (member if _is_complete(member) else _stamped(member) for member in members)
+        self.members = sorted(complete, key=lambda member: member.entry.path.replace(b"/", b"\0"))
         self._starts = array("Q", accumulate(map(_length, self.members), initial=0))
         self.size = self._starts[-1] + _TRAILER
         self.identity = _identity(self.members)

@@ -56,7 +56,7 @@ def extract(
         into: an empty directory that nobody else writes to.
         max_size: bytes that the unpacked archive may have, headers included; what is compressed can be small and
             become anything.
-        compression: "" or "gzip"; None looks at the first bytes.
+        compression: "" or "gzip"; None looks at the first block.
 
     Returns the entries in the archive's order, without SHA-256. Modes lose set-id and sticky bits.
 
@@ -78,10 +78,21 @@ def extract(
 
 def _uncompressed(stream: Readable, compression: str | None) -> Readable:
     if compression is None:
-        head = stream.read(len(_GZIP))
+        head = b""
+        while len(head) < tarfile.BLOCKSIZE and (more := stream.read(tarfile.BLOCKSIZE - len(head))):
+            head += more
         stream = _Again(head, stream)
-        compression = "gzip" if head == _GZIP else ""
+        compression = "gzip" if head.startswith(_GZIP) and not _is_header(head) else ""
     return cast("Readable", gzip.GzipFile(fileobj=cast("IO[bytes]", stream))) if compression else stream
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a block is a member's header: an uncompressed archive may begin with any name."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
 
 
 class _Again:
@@ -172,6 +183,8 @@ class _Unpacking:
         with tarfile.TarFile(fileobj=cast("Any", self._window), encoding="utf-8", errors="surrogateescape") as archive:
             while (info := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                # tarfile lets the later one of two names win, which for GNU tar's sparse files is a made-up one.
+                info.name = info.pax_headers.get("GNU.sparse.name", info.name)
                 yield info
                 self._window.header = 0
 
@@ -256,7 +269,8 @@ class _Unpacking:
 def _extents(info: tarfile.TarInfo) -> list[tuple[int, int]]:
     """The extents of a sparse file, in order. Raises IntegrityError when they overlap or leave it."""
     end = 0
-    found = cast("list[tuple[int, int]]", info.sparse)
+    # Those without a length fill a header up, or say where the file ends, which `size` says as well.
+    found = [each for each in cast("list[tuple[int, int]]", info.sparse) if each[1]]
     for offset, length in found:
         if offset < end or length < 0:
             raise _hostile(info.name, "its extents overlap")
