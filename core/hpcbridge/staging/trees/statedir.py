@@ -22,7 +22,7 @@ from hpcbridge.staging.places import is_inside, usable_limits
 from hpcbridge.staging.plan import Direction, Route
 from hpcbridge.staging.progress import Phase
 from hpcbridge.staging.routes import route_for
-from hpcbridge.staging.trees.applying import STATE_PREFIX, Payload
+from hpcbridge.staging.trees.jobscript import STATE_PREFIX, Payload
 
 if TYPE_CHECKING:
     from hpcbridge.staging.source import SourceFile

@@ -45,7 +45,8 @@ from hpcbridge.staging.trees.scan import Scan, scan
 from hpcbridge.staging.trees.upload import parse_tree
 
 if TYPE_CHECKING:
-    from hpcbridge.staging.trees.applying import Answer, Payload
+    from hpcbridge.staging.trees.answers import Answer
+    from hpcbridge.staging.trees.jobscript import Payload
     from hpcbridge.staging.trees.statedir import Sender
 
 JOBS = 6
@@ -149,7 +150,7 @@ class _Sync:
     sent: set[bytes] = field(default_factory=set)
 
     async def run(self) -> TreeResult:
-        from hpcbridge.staging.trees.applying import Verdict
+        from hpcbridge.staging.trees.answers import Verdict
         from hpcbridge.staging.trees.statedir import Sender, open_state
 
         t, rows_here = self.t, await asyncio.to_thread(rows, self.found.manifest)
@@ -244,7 +245,8 @@ class _Sync:
 
     async def _job(self, payload: Payload | None, goal: str) -> Answer | None:
         from hpcbridge.staging import keyed_jobs
-        from hpcbridge.staging.trees.applying import Apply, parse_answer
+        from hpcbridge.staging.trees.answers import parse_answer
+        from hpcbridge.staging.trees.applying import Apply
 
         t = self.t
         self.attempt += 1
@@ -269,7 +271,7 @@ class _Sync:
         return None if text is None else parse_answer(text)
 
     def _failure(self, answer: Answer) -> HpcBridgeError:
-        from hpcbridge.staging.trees.applying import Verdict
+        from hpcbridge.staging.trees.answers import Verdict
 
         error, target = partial(self.t.error, path=str(self.target)), self.target
         if answer.verdict is Verdict.BUSY:

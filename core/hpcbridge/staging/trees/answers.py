@@ -1,0 +1,75 @@
+"""What the jobs of a sync say: one line, whose first word is the verdict."""
+
+from __future__ import annotations
+
+import gzip
+from base64 import b64decode
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hpcbridge.staging.trees.listing import records
+
+
+class Verdict(StrEnum):
+    """The first word of the job's answer."""
+
+    APPLIED = "applied"
+    """The tree is as wanted."""
+    DRY = "dry"
+    """What would change; nothing has."""
+    WANT = "want"
+    """Content is missing; nothing has changed."""
+    BASE = "base"
+    """The manifest that the edits are for is not the one that is kept there: the whole is needed."""
+    DAMAGED = "damaged"
+    """The archive is not the one that was sent."""
+    BUSY = "busy"
+    """Another job works on the tree."""
+    CONFLICT = "conflict"
+    """Something that nobody may delete is where a file shall be."""
+    TARGET = "target"
+    """The target is no directory."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the job says: `paths` are those it lacks (or that are in the way), None when there are too many to tell.
+
+    `added`, `changed`, `touched` (mode or time) and `deleted` are paths.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    paths: tuple[bytes, ...] | None = ()
+    added: tuple[bytes, ...] = ()
+    changed: tuple[bytes, ...] = ()
+    touched: tuple[bytes, ...] = ()
+    deleted: tuple[bytes, ...] = ()
+
+
+def parse_answer(text: str) -> Answer:
+    """Read the answer file. Raises ValueError for anything the script does not write."""
+    word, _, rest = text.strip().partition(" ")
+    verdict = Verdict(word)
+    if verdict in (Verdict.WANT, Verdict.CONFLICT):
+        return Answer(verdict, paths=None if rest == "-" else tuple(records(_opened(rest))))
+    if verdict in (Verdict.APPLIED, Verdict.DRY):
+        return Answer(verdict, "", (), *_sections(b"\0\0\0\0" if rest == "-" else _opened(rest)))
+    return Answer(verdict, rest.strip())
+
+
+def _opened(text: str) -> bytes:
+    return gzip.decompress(b64decode(text, validate=True))
+
+
+def _sections(data: bytes) -> list[tuple[bytes, ...]]:
+    found: list[list[bytes]] = [[]]
+    for record in records(data):
+        if record:
+            found[-1].append(record)
+        else:
+            found.append([])
+    if len(found) != 5 or found.pop():
+        raise ValueError("the answer has not four lists")
+    return [tuple(each) for each in found]
