@@ -132,6 +132,17 @@ def test_a_site_with_a_queue_is_not_worth_the_risk_of_a_missed_look():
     assert routes.choose(50 * MB, S3, Figures(queue=20), direction=UP).route is Route.CHUNKED
 
 
+def test_a_packed_archive_is_cut_by_its_job_as_long_as_a_second_job_costs_more():
+    slow_pieces = Figures(down=10e6, queue=20)
+    cut = estimates.cut_up_to(S3, slow_pieces)
+    assert cut == pytest.approx(21 / (1 / 10e6 - 2 / 100e6))
+    most = estimates.CUT_MOST * S3.download
+    assert estimates.cut_up_to(S3, Figures(down=1e9)) == most
+    assert estimates.cut_up_to(S3, Figures(down=10e6, queue=7200)) == most
+    assert estimates.cut_up_to(NEITHER, slow_pieces) > 1000 * most
+    assert 0 < estimates.cut_up_to(STREAMER, Figures(streamer=1e9)) < most
+
+
 def test_routes_that_cannot_work_are_refused_before_anything_is_sent():
     with pytest.raises(InvalidRequest, match="no route"):
         routes.choose(1, S3, direction=UP, wanted="pigeon")

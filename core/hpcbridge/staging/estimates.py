@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hpcbridge.staging.plan import AUTO_SHA256, Direction, Limits, Route, piece_count
+from hpcbridge.staging.plan import AUTO_SHA256, MAX_CUT, Direction, Limits, Route, piece_count
 
 LOOK = 60.0
 """Seconds between two looks of the ingress job for the object; nothing announces them."""
@@ -84,6 +84,24 @@ def estimate(
     return Estimate((*(Step(what, seconds) for what, seconds in steps if seconds > 0), trips), requests, note)
 
 
+def cut_up_to(limits: Limits, figures: Figures) -> int:
+    """Bytes up to which a job that packs an archive had better cut it, too; by another route it takes a second job.
+
+    At most `CUT_MOST` pieces, where there is another route.
+    """
+    most = CUT_MOST * limits.download
+    if limits.s3:
+        start, others = figures.queue + JOB, 1 / figures.staging + 1 / figures.store_down
+    elif limits.streamer:
+        start, others = figures.queue + STREAMER_START, 1 / figures.streamer
+    else:
+        return MAX_CUT * limits.download
+    saved = 1 / figures.down - others
+    return most if saved <= 0 else min(most, int(start / saved))
+
+
+CUT_MOST = 512
+"""Pieces that are fetched at most where there is another route: each is a command on the login node."""
 _IN_LINE = 8
 """Requests of a transfer that wait for each other; those that carry pieces are in the rates."""
 _Steps = tuple[list[tuple[str, float]], int, str]

@@ -28,6 +28,8 @@ Each costs the store work of its own (a manifest of parts to look up); longer on
 of the whole further behind.
 """
 PIECE_NAME_DIGITS = 6
+MAX_CUT: int = 10**PIECE_NAME_DIGITS
+"""Pieces that a job can cut a file into: their names have so many digits. Nobody lists them."""
 INBOUND = 5 << 30
 """Most bytes that a streamer takes where its site does not say; FirecREST's default."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hpcbridge.errors import HpcBridgeError, InvalidRequest, TooLarge, TransferError
 from hpcbridge.staging.context import Transfer, transfer_directives
 from hpcbridge.staging.estimates import DISK, JOB, Estimate, Figures, estimate
-from hpcbridge.staging.plan import MAX_PIECES, PIECE_NAME_DIGITS, Direction, Limits, Route, piece_count
+from hpcbridge.staging.plan import MAX_CUT, MAX_PIECES, Direction, Limits, Route, piece_count
 from hpcbridge.staging.progress import Phase, Reporter
 from hpcbridge.staging.seen import Seen
 
@@ -124,7 +124,7 @@ async def route_for(
     allowed = limits or t.limits
     if wanted is None and not needs_job and explain(size, allowed, direction=direction)[0].route is Route.DIRECT:
         return Route.DIRECT
-    figures = await asyncio.to_thread(Seen(t.client.session.site.url, t.name).figures)
+    figures = await figures_of(t)
     if wanted is None and size >= LIVE:
         figures = await _with_queue(t, size, allowed, figures, direction=direction, needs_job=needs_job)
     chosen = choose(size, allowed, figures, direction=direction, wanted=wanted, needs_job=needs_job)
@@ -132,6 +132,11 @@ async def route_for(
     log.debug("%s of %d bytes, %s: %s", direction, size, t.name, "; ".join(map(str, options)))
     t.reporter.phase(Phase.CHECKING, str(chosen))
     return chosen.route
+
+
+async def figures_of(t: Transfer) -> Figures:
+    """What was seen of the system of a transfer."""
+    return await asyncio.to_thread(Seen(t.client.session.site.url, t.name).figures)
 
 
 async def remember(t: Transfer, route: Route, direction: Direction) -> None:
@@ -230,7 +235,7 @@ def _refusal(route: Route, size: int, limits: Limits, direction: Direction) -> H
         return TooLarge(f"{size} bytes are over the server's {limit} for one direct {direction}load", hint=_LEAVE)
     if route is Route.CHUNKED:
         piece = limits.piece if direction is Direction.UP else limits.download
-        most = MAX_PIECES if direction is Direction.UP else 10**PIECE_NAME_DIGITS
+        most = MAX_PIECES if direction is Direction.UP else MAX_CUT
         count = piece_count(size, piece)
         if count <= most:
             return None

@@ -31,12 +31,13 @@ from hpcbridge.errors import (
     TransferError,
 )
 from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem, in_thread
+from hpcbridge.staging.estimates import cut_up_to
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.partfile import PartFile, PrefixSha256, Source, part_path
 from hpcbridge.staging.places import is_inside, require_inside, usable_limits
 from hpcbridge.staging.plan import RANGE, Direction, Route, Verify, verification
 from hpcbridge.staging.progress import Phase, Progress, Reporter
-from hpcbridge.staging.routes import choose, remember
+from hpcbridge.staging.routes import choose, figures_of, remember
 from hpcbridge.staging.trees.entries import Kind
 from hpcbridge.staging.trees.packing import STAGE_PREFIX, Pack, Packed, parse_listing, parse_packed
 from hpcbridge.staging.trees.patterns import Filter
@@ -47,8 +48,6 @@ from hpcbridge.staging.trees.workplace import Workplace
 if TYPE_CHECKING:
     from hpcbridge.staging.journal import Journal
 
-CUT_PREFERRED = 32
-"""Pieces up to which an archive is cut where there is an object store, too: that one needs a second job."""
 FRESH = 3600.0
 """Seconds for which an interrupted download goes on with the archive that was packed for it."""
 ATTEMPTS = 2
@@ -81,7 +80,7 @@ async def get_tree(
         remote: absolute path of a directory; it stands for the tree's root.
         local: stands for the tree's root, too. Missing directories above it are made.
         filter: what is kept; everything by default.
-        route: "chunked", "s3" or "streamer"; None takes pieces for archives that are small (see `CUT_PREFERRED`).
+        route: "chunked", "s3" or "streamer"; None takes pieces as long as they are quicker than a second job.
         verify: "size" compares the archive's size only; anything else its SHA-256, which costs nothing here.
         resume: go on with what an interrupted download left, within an hour of its packing.
         progress: told phases and the archive's bytes; an exception it raises ends the transfer, what arrived is kept.
@@ -103,7 +102,7 @@ async def get_tree(
     t = Transfer(system, info, place.target, Reporter(progress), checked, account)
     require_inside(t, source)
     mode = await _directory_mode(t, source)
-    request = _Request(t, source, filter or Filter(), route, max_size)
+    request = _Request(t, source, filter or Filter(), route, max_size, cut_up_to(t.limits, await figures_of(t)))
     if dry_run:
         return await _listed(request, begun)
     from hpcbridge.staging.journal import Journal
@@ -130,13 +129,17 @@ class _Request:
     """What is asked for, and the packing job that it takes."""
 
     def __init__(
-        self, t: Transfer, source: RemotePath, filter: Filter, route: str | None, max_size: int | None
+        self, t: Transfer, source: RemotePath, filter: Filter, route: str | None, max_size: int | None, cut: int
     ) -> None:
-        """Raises what `choose` raises for a route that does not exist, or that the system does not offer."""
+        """`cut`: bytes up to which the job cuts the archive, too, whatever else there is.
+
+        Raises what `choose` raises for a route that does not exist, or that the system does not offer.
+        """
         self.t = t
         self.source = source
         self.filter = filter
         self.max_size = max_size
+        self._cut = cut
         self.wanted = None if route is None else choose(1, t.limits, direction=Direction.DOWN, wanted=route).route
 
     def about(self) -> dict[str, Any]:
@@ -157,7 +160,7 @@ class _Request:
         if listing or self.wanted in (Route.DIRECT, Route.CHUNKED) or not (limits.s3 or limits.streamer):
             most = None
         else:
-            most = 0 if self.wanted else CUT_PREFERRED * piece
+            most = 0 if self.wanted else self._cut
         return Pack(stage, session, self.source, self.filter, piece, most, self.max_size, listing)
 
     async def places(self) -> list[str]:
