@@ -1,4 +1,4 @@
-"""The batch scripts of cp, mv, rm, mkdir, du and listings, run by bash as a scheduler would, with names of all kinds."""
+"""The scripts of cp, mv, rm, mkdir, du and listings, run by bash as a scheduler would, with names of all kinds."""
 
 from __future__ import annotations
 

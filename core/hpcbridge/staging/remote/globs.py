@@ -17,11 +17,11 @@ from hpcbridge.errors import InvalidPath, NotFound, PathNotFound, PermissionDeni
 from hpcbridge.firecrest import FileEntry
 from hpcbridge.staging.context import Transfer
 from hpcbridge.staging.remote import listing
-from hpcbridge.staging.remote.paths import carried, inside
+from hpcbridge.staging.remote.paths import absolute, carried, inside
 
 _MAGIC = re.compile(r"[*?\[]")
 _ESCAPED = re.compile(r"\\([*?\[\]\\])")
-_BRACKET = re.compile(r"\[([!^]?)(\]?[^\]]*)\]", re.DOTALL)
+_BRACKET = re.compile(r"\[(?:([!^])|(?![!^]))(\][^\]]*|[^\]]+)\]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ async def expand(t: Transfer, pattern: str) -> list[Found]:
     """
     if not has_magic(pattern):
         return [Found(inside(t.info, _literal(pattern)))]
-    components = [part for part in pattern.split("/") if part not in ("", ".")]
+    components = absolute(pattern)[1:].split("/")
     first = next(index for index, component in enumerate(components) if has_magic(component))
     inside(t.info, "/".join(["", *map(_literal, components[:first])]))
     search = _Search(t)
@@ -93,6 +93,9 @@ class _Search:
             try:
                 await self._t.client.stat(self._t.name, path)
             except (NotFound, InvalidPath):
+                return []
+            except PermissionDenied as error:
+                self.refused = error
                 return []
             return [Found(inside(self._t.info, path))]
 
