@@ -357,7 +357,7 @@ async def get_with(
         change(found[0].parent)
 
     sandbox.post("/faults", [{"method": "GET", "path": "*/ops/download", "kind": "status", "status": 503, "count": 1}])
-    sandbox.post("/faults", [{"method": "GET", "path": "*/ops/download", "kind": "latency", "seconds": 1.5}])
+    sandbox.post("/faults", [{"method": "GET", "path": "*/ops/download", "kind": "latency", "seconds": 0.5}])
     meddling = asyncio.ensure_future(meddle())
     with pytest.raises(error):
         await get_tree(system, f"{HOME}/{name}", out)
@@ -382,7 +382,8 @@ async def test_a_damaged_archive_is_never_published(
 async def test_a_job_that_somebody_cancels_is_an_error_and_the_next_call_goes_on(
     system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path
 ) -> None:
-    there = place(sandbox, "cancelled")
+    # Large, so that its job still runs when it is cancelled.
+    there = place(sandbox, "cancelled", Directory({b"data": File((os.urandom(60_000_000),))}))
     cancelled: list[str] = []
     with sandbox.client() as client:
 

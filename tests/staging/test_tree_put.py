@@ -73,7 +73,7 @@ async def test_a_small_tree_costs_five_calls_and_keeps_all(
     seen: list[Progress] = []
     async with connected(any_sandbox) as system:
         any_sandbox.delete("/requests")
-        sent = await put_tree(system, tree, f"{HOME}/small/", progress=seen.append)
+        sent = await put_tree(system, tree, f"{HOME}/put-small/", progress=seen.append)
     assert calls(any_sandbox) == {
         "GET /filesystem/{}/ops/stat": 1,
         "POST /filesystem/{}/ops/mkdir": 1,
@@ -81,7 +81,7 @@ async def test_a_small_tree_costs_five_calls_and_keeps_all(
         "POST /compute/{}/jobs": 1,
         "DELETE /filesystem/{}/ops/rm": 1,
     }
-    there = any_sandbox.host_path(f"{HOME}/small")
+    there = any_sandbox.host_path(f"{HOME}/put-small")
     assert snapshot(there) == snapshot(tree)
     assert there.stat().st_mode & 0o777 == 0o750
     assert leftovers(any_sandbox) == []
@@ -96,12 +96,12 @@ async def test_a_small_tree_costs_five_calls_and_keeps_all(
 async def test_the_same_tree_again_is_merged_with_what_is_there(
     system: hpcbridge.System, sandbox: SandboxProcess, tree: Path
 ) -> None:
-    await put_tree(system, tree, f"{HOME}/twice")
-    there = sandbox.host_path(f"{HOME}/twice")
+    await put_tree(system, tree, f"{HOME}/put-twice")
+    there = sandbox.host_path(f"{HOME}/put-twice")
     (there / "a" / "result").write_text("a job's")
     (there / "a" / "x").write_text("changed there")
     (tree / "a" / "x").write_text("changed here")
-    await put_tree(system, tree, f"{HOME}/twice")
+    await put_tree(system, tree, f"{HOME}/put-twice")
     found, wanted = snapshot(there), snapshot(tree)
     assert {path: found[path] for path in wanted} == wanted
     assert found.keys() - wanted.keys() == {b"a/result"}
@@ -109,9 +109,9 @@ async def test_the_same_tree_again_is_merged_with_what_is_there(
 
 
 async def test_directories_above_are_made(system: hpcbridge.System, sandbox: SandboxProcess, tree: Path) -> None:
-    await put_tree(system, tree, f"{HOME}/not/there/yet")
-    assert snapshot(sandbox.host_path(f"{HOME}/not/there/yet")) == snapshot(tree)
-    assert os.listdir(sandbox.host_path(f"{HOME}/not/there")) == ["yet"]  # noqa: PTH208
+    await put_tree(system, tree, f"{HOME}/put-not/there/yet")
+    assert snapshot(sandbox.host_path(f"{HOME}/put-not/there/yet")) == snapshot(tree)
+    assert os.listdir(sandbox.host_path(f"{HOME}/put-not/there")) == ["yet"]  # noqa: PTH208
 
 
 async def test_a_directory_whose_parent_is_not_ours_is_staged_inside(
@@ -163,34 +163,34 @@ async def test_refused_before_anything_is_sent(
 async def test_what_is_in_the_way_there_is_said_and_nothing_is_changed(
     system: hpcbridge.System, sandbox: SandboxProcess, tree: Path
 ) -> None:
-    await put_tree(system, tree, f"{HOME}/way")
-    there = sandbox.host_path(f"{HOME}/way")
+    await put_tree(system, tree, f"{HOME}/put-way")
+    there = sandbox.host_path(f"{HOME}/put-way")
     (there / "empty").rmdir()
     (there / "empty").write_text("a file now")
     before = snapshot(there)
     (tree / "a" / "x").write_text("changed")
     with pytest.raises(AlreadyExists, match="empty"):
-        await put_tree(system, tree, f"{HOME}/way")
+        await put_tree(system, tree, f"{HOME}/put-way")
     assert snapshot(there) == before
 
 
 async def test_a_place_that_is_not_ours_is_permission_denied(
     system: hpcbridge.System, sandbox: SandboxProcess, tree: Path
 ) -> None:
-    closed = sandbox.host_path(f"{HOME}/closed")
+    closed = sandbox.host_path(f"{HOME}/put-closed")
     closed.mkdir(mode=0o555)  # root's
     with pytest.raises(PermissionDenied):
-        await put_tree(system, tree, f"{HOME}/closed/new")
+        await put_tree(system, tree, f"{HOME}/put-closed/new")
     inner = closed / "inner"
     inner.mkdir(mode=0o555)
     with pytest.raises(PermissionDenied):
-        await put_tree(system, tree, f"{HOME}/closed/inner")
+        await put_tree(system, tree, f"{HOME}/put-closed/inner")
     shutil.rmtree(closed)
 
 
 async def test_a_dry_run_says_what_would_be_sent(system: hpcbridge.System, sandbox: SandboxProcess, tree: Path) -> None:
     sandbox.delete("/requests")
-    said = await put_tree(system, tree, f"{HOME}/dry", dry_run=True, filter=Filter(exclude=("a/closed",)))
+    said = await put_tree(system, tree, f"{HOME}/put-dry", dry_run=True, filter=Filter(exclude=("a/closed",)))
     assert calls(sandbox) == {}
     assert (said.route, said.files, said.directories, said.links, said.bytes) == (None, 2, 2, 1, 2)
     assert {(c.path, c.action, c.kind) for c in said.changes} >= {(b"a/x", Action.COPY, Kind.FILE)}
@@ -202,8 +202,8 @@ async def test_patterns_sizes_and_what_cannot_be_sent(
     os.mkfifo(tree / "pipe")
     (tree / "large").write_bytes(bytes(5000))
     (tree / "a" / "core.123").write_text("x")
-    sent = await put_tree(system, tree, f"{HOME}/part", filter=Filter(exclude=("core.*",), max_file_size=4999))
-    found = snapshot(sandbox.host_path(f"{HOME}/part"))
+    sent = await put_tree(system, tree, f"{HOME}/put-part", filter=Filter(exclude=("core.*",), max_file_size=4999))
+    found = snapshot(sandbox.host_path(f"{HOME}/put-part"))
     assert found.keys() == snapshot(tree).keys() - {b"pipe", b"large", b"a/core.123"}
     assert sorted(skipped.path for skipped in sent.skipped) == [b"large", b"pipe"]
 
@@ -214,32 +214,32 @@ async def test_members_come_from_anywhere(system: hpcbridge.System, sandbox: San
         Member(Entry(b"d/x", Kind.FILE, 0o600, 1), local=tree / "a" / "x"),
         Member(Entry(b"made", Kind.FILE, 0o644, 4), data=b"data"),
     ]
-    sent = await put_tree(system, members, f"{HOME}/members")
-    there = sandbox.host_path(f"{HOME}/members")
+    sent = await put_tree(system, members, f"{HOME}/put-members")
+    there = sandbox.host_path(f"{HOME}/put-members")
     assert ((there / "d" / "x").read_text(), (there / "made").read_text()) == ("1", "data")
     assert (sent.files, sent.directories) == (2, 1)
 
 
 async def test_only_the_size_where_asked(system: hpcbridge.System, sandbox: SandboxProcess, tree: Path) -> None:
-    sent = await put_tree(system, tree, f"{HOME}/size", verify="size")
+    sent = await put_tree(system, tree, f"{HOME}/put-size", verify="size")
     assert sent.sha256 is None
-    assert snapshot(sandbox.host_path(f"{HOME}/size")) == snapshot(tree)
+    assert snapshot(sandbox.host_path(f"{HOME}/put-size")) == snapshot(tree)
 
 
 @pytest.mark.needs("curl")
 async def test_through_the_object_store(system: hpcbridge.System, sandbox: SandboxProcess, tree: Path) -> None:
     (tree / "data").write_bytes(os.urandom(12_000_000))
-    sent = await put_tree(system, tree, f"{HOME}/store", route="s3")
+    sent = await put_tree(system, tree, f"{HOME}/put-store", route="s3")
     assert sent.route == "s3"
-    assert snapshot(sandbox.host_path(f"{HOME}/store")) == snapshot(tree)
+    assert snapshot(sandbox.host_path(f"{HOME}/put-store")) == snapshot(tree)
     assert leftovers(sandbox) == []
 
 
 async def test_text_is_compressed(system: hpcbridge.System, sandbox: SandboxProcess, tree: Path) -> None:
     (tree / "text").write_text("the same words again and again\n" * 100_000)
-    sent = await put_tree(system, tree, f"{HOME}/text")
+    sent = await put_tree(system, tree, f"{HOME}/put-text")
     assert sent.bytes < 300_000
-    assert snapshot(sandbox.host_path(f"{HOME}/text")) == snapshot(tree)
+    assert snapshot(sandbox.host_path(f"{HOME}/put-text")) == snapshot(tree)
 
 
 async def test_a_damaged_piece_is_sent_again(system: hpcbridge.System, sandbox: SandboxProcess, tree: Path) -> None:
@@ -252,17 +252,18 @@ async def test_a_damaged_piece_is_sent_again(system: hpcbridge.System, sandbox: 
             spoiled[0].write_bytes(bytes(spoiled[0].stat().st_size))
 
     sandbox.delete("/requests")
-    await put_tree(system, tree, f"{HOME}/spoiled", progress=spoil)
+    await put_tree(system, tree, f"{HOME}/put-spoiled", progress=spoil)
     assert spoiled
     assert calls(sandbox)["POST /filesystem/{}/ops/upload"] == 4
-    assert snapshot(sandbox.host_path(f"{HOME}/spoiled")) == snapshot(tree)
+    assert snapshot(sandbox.host_path(f"{HOME}/put-spoiled")) == snapshot(tree)
     assert leftovers(sandbox) == []
 
 
 async def test_a_job_that_somebody_cancels_is_an_error_and_the_next_call_goes_on(
     system: hpcbridge.System, sandbox: SandboxProcess, tree: Path
 ) -> None:
-    (tree / "data").write_bytes(os.urandom(12_000_000))
+    # Large, so that its job still runs when it is cancelled.
+    (tree / "data").write_bytes(os.urandom(60_000_000))
     cancelled: list[str] = []
     with sandbox.client() as client:
 
@@ -272,12 +273,12 @@ async def test_a_job_that_somebody_cancels_is_an_error_and_the_next_call_goes_on
                 client.delete(f"/compute/{sandbox.system}/jobs/{cancelled[0]}").raise_for_status()
 
         with pytest.raises(JobFailed):
-            await put_tree(system, tree, f"{HOME}/cancelled", progress=cancel)
-    assert not sandbox.host_path(f"{HOME}/cancelled").exists()
+            await put_tree(system, tree, f"{HOME}/put-cancelled", progress=cancel)
+    assert not sandbox.host_path(f"{HOME}/put-cancelled").exists()
     sandbox.delete("/requests")
-    await put_tree(system, tree, f"{HOME}/cancelled")
+    await put_tree(system, tree, f"{HOME}/put-cancelled")
     assert "POST /filesystem/{}/ops/upload" not in calls(sandbox)
-    assert snapshot(sandbox.host_path(f"{HOME}/cancelled")) == snapshot(tree)
+    assert snapshot(sandbox.host_path(f"{HOME}/put-cancelled")) == snapshot(tree)
     assert leftovers(sandbox) == []
 
 
@@ -291,5 +292,5 @@ async def test_a_tree_that_changes_meanwhile_is_not_published(
             (tree / "a" / "x").write_text("changed")
 
     with pytest.raises(TransferError, match="changed"):
-        await put_tree(system, tree, f"{HOME}/moving", progress=touch)
-    assert not sandbox.host_path(f"{HOME}/moving").exists()
+        await put_tree(system, tree, f"{HOME}/put-moving", progress=touch)
+    assert not sandbox.host_path(f"{HOME}/put-moving").exists()
