@@ -19,7 +19,7 @@ from hpcbridge.staging.trees.entries import Manifest
 from hpcbridge.staging.trees.extract import extract
 from hpcbridge.staging.trees.scan import scan
 from support.scale import PROVE
-from support.trees import ODD_NAMES, ODD_TARGETS, Directory, File, Link, blocks, make, snapshot, tar, trees
+from support.trees import ODD_NAMES, ODD_TARGETS, QUICK, Directory, File, Link, blocks, make, snapshot, tar, trees
 
 thorough = settings(
     max_examples=2000 if PROVE else 200,
@@ -33,7 +33,7 @@ UNPACK = ("--no-same-owner", "-p", "-x", "-f", "-", "-C")
 @contextmanager
 def places(*names: str) -> Iterator[list[Path]]:
     """Empty directories, made anew for every example."""
-    root = Path(tempfile.mkdtemp())
+    root = Path(tempfile.mkdtemp(dir=QUICK))
     try:
         for name in names:
             (root / name).mkdir()
