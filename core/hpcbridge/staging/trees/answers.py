@@ -17,6 +17,10 @@ class Verdict(StrEnum):
     """The tree is as wanted."""
     DRY = "dry"
     """What would change; nothing has."""
+    PACKED = "packed"
+    """What the client lacks is in an archive."""
+    LARGE = "large"
+    """More bytes than allowed; `reason` says how many."""
     WANT = "want"
     """Content is missing; nothing has changed."""
     BASE = "base"
@@ -33,6 +37,20 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Archived:
+    """An archive of `size` bytes: `data` itself, or a file called `name` in the state directory.
+
+    `unsteady` are files that changed while they were packed; None when there are too many to tell.
+    """
+
+    size: int
+    sha256: str
+    name: str
+    unsteady: tuple[bytes, ...] | None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the job says: `paths` are those it lacks (or that are in the way), None when there are too many to tell.
 
@@ -46,6 +64,7 @@ class Answer:
     changed: tuple[bytes, ...] = ()
     touched: tuple[bytes, ...] = ()
     deleted: tuple[bytes, ...] = ()
+    archive: Archived | None = None
 
 
 def parse_answer(text: str) -> Answer:
@@ -53,23 +72,32 @@ def parse_answer(text: str) -> Answer:
     word, _, rest = text.strip().partition(" ")
     verdict = Verdict(word)
     if verdict in (Verdict.WANT, Verdict.CONFLICT):
-        return Answer(verdict, paths=None if rest == "-" else tuple(records(_opened(rest))))
+        return Answer(verdict, paths=_list(rest))
     if verdict in (Verdict.APPLIED, Verdict.DRY):
-        return Answer(verdict, "", (), *_sections(b"\0\0\0\0" if rest == "-" else _opened(rest)))
+        return _changes(verdict, b"\0\0\0\0" if rest == "-" else _opened(rest))
+    if verdict is Verdict.PACKED:
+        size, digest, name, unsteady, data = rest.split()
+        content = None if data == "-" else b64decode(data, validate=True)
+        return Answer(verdict, archive=Archived(int(size), digest, name, _list(unsteady), content))
     return Answer(verdict, rest.strip())
+
+
+def _list(text: str) -> tuple[bytes, ...] | None:
+    return None if text == "-" else tuple(records(_opened(text)))
 
 
 def _opened(text: str) -> bytes:
     return gzip.decompress(b64decode(text, validate=True))
 
 
-def _sections(data: bytes) -> list[tuple[bytes, ...]]:
+def _changes(verdict: Verdict, data: bytes) -> Answer:
     found: list[list[bytes]] = [[]]
     for record in records(data):
         if record:
             found[-1].append(record)
         else:
             found.append([])
-    if len(found) != 5 or found.pop():
-        raise ValueError("the answer has not four lists")
-    return [tuple(each) for each in found]
+    added, changed, touched, deleted, rest = map(tuple, found)
+    if rest:
+        raise ValueError("the answer does not end with its fourth list")
+    return Answer(verdict, added=added, changed=changed, touched=touched, deleted=deleted)

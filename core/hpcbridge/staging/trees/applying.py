@@ -79,7 +79,7 @@ copy_known() {   # content that is there under another name
   cp lack sought; comm -z -23 sought copied >lack
   cut -z -b 65- lack | (cd tree && xargs -0 -r rm -f --)
   sort -z good copied -o good
-  cut -z -b 65- copied >leading; in_order leading <need >rows; retouch rows tree 2>>"$errors"
+  cut -z -b 65- copied >leading; only leading <need >rows; retouch rows tree 2>>"$errors"
 }
 copy() { (cd -- "$target" && cp -p -P --reflink=auto "$@") 2>>"$errors"; }
 copy_batch() { [ -z "${batch+x}" ] || printf '%s\0' "${batch[@]}" |
@@ -128,7 +128,7 @@ complete() {   # what needs no content, and the modes of directories
   done < <(of_links need)
   # Those that lead there, too; times of directories do not count.
   (cd tree && find . -mindepth 1 -type d -print0) | sort -z >leading
-  of_folders want | by_column 102 | in_order leading >rows && retouch rows tree
+  of_folders want | by_column 102 | only leading >rows && retouch rows tree
 }
 clear_way() {
   local path number=0
@@ -140,7 +140,7 @@ clear_way() {
 touch_up() {   # what has its content, and not its mode or time
   local path
   while IFS= read -r -d '' path; do printf './%s\0' "$path"; done <touched >touching
-  in_order touching <need >rows; [ ! -s rows ] || retouch rows "$target"
+  only touching <need >rows; [ ! -s rows ] || retouch rows "$target"
 }
 remove_extras() {
   local path folder
@@ -200,7 +200,7 @@ remove_extras 2>"$errors" || fail removing
 settle 2>"$errors" || fail settling
 cd -- "$state"
 wipe "$work"
-[ "$count" -eq 0 ] || case $payload in "$state") list_pieces | xargs rm -f -- ;; *) wipe "$payload" ;; esac
+discard
 tidy
 answer "applied $changes"
 """

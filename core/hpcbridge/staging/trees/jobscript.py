@@ -77,7 +77,8 @@ take_turn() {
 tidy() {   # what nobody comes back for
   local each old=()
   while IFS= read -r -d '' each; do old+=("$each"); done < <(
-    find "$state" -mindepth 1 -maxdepth 1 \( -name '????????.*' -o -name '@STAGE@*' \) -mmin +@KEPT@ -print0
+    find "$state" -mindepth 1 -maxdepth 1 -mmin +@KEPT@ \
+      \( -name '????????.*' -o -name '@STAGE@*' -o -name '*.archive' \) -print0
     find "$state/.hpcbridge" -mindepth 1 -maxdepth 1 -mmin +@KEPT@ -print0 2>/dev/null)
   [ -z "${old+x}" ] || wipe "${old[@]}"
 }
@@ -110,6 +111,12 @@ open_tree() {   # its directories get their modes when it is complete
     find tree -type d ! -perm -u=rwx -exec chmod u+rwx {} + 2>/dev/null
   done
 }
+discard() {   # the archive
+  [ "$count" -eq 0 ] || case $payload in
+    "$state") list_pieces | tr '\n' '\0' | xargs -0 rm -f -- ;;
+    *) wipe "$payload" ;;
+  esac
+}
 is_goal() { [ -e "$1" ] && local found && found=$(sha256sum <"$1") && [ "${found%% *}" = "$goal" ]; }
 wanted() {   # the manifest that the client means: it came whole, or as edits of the one kept as "$1"
   if is_goal full; then mv -f full want
@@ -141,11 +148,14 @@ prepare() {   # the work directory: where a rename reaches the tree
   unpack @INCLUDE@ >include; unpack @EXCLUDE@ >exclude
 }
 keep() { cp -- want "$state/$1.new" && mv -f -- "$state/$1.new" "$state/$1"; }
-in_order() {   # rows of a manifest whose path is in the list "$1"
+only() {   # only LIST [COLUMN]: those of the rows that come in whose path (with ./), from COLUMN (102) on, is in LIST
+  local row path from=$((${2:-102} - 1))
   declare -A listed=()
-  local row
   while IFS= read -r -d '' row; do listed["x$row"]=1; done <"$1"
-  while IFS= read -r -d '' row; do [ -z "${listed["x${row:101}"]-}" ] || printf '%s\0' "$row"; done
+  while IFS= read -r -d '' row; do
+    path=${row:from} path=${path%%//*}
+    [ -z "${listed["x$path"]-}" ] || printf '%s\0' "$row"
+  done
 }
 """
 

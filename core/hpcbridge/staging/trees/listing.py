@@ -98,7 +98,7 @@ by_column() { local column=$1; shift; sort -z -t '\0' -k "1.$column" "$@"; }
 in_manifest() { cut -z -b 1-65,67-69,94-126,158-; }
 in_rows() { cut -z -b 1-64,"$1"- --output-delimiter='@FILLER@'; }   # sums of paths that start in column "$1"
 that_match() { grep -z -a "$@" || [ $? -eq 1 ]; }   # none is no error
-of_files() { that_match '^[0-9a-f]' -- "$@"; }
+of_files() { that_match '^[0-9a-z]' -- "$@"; }
 of_folders() { that_match '^-\{64\}d' -- "$@"; }
 of_links() { that_match '^-\{64\}l' -- "$@"; }
 signatures() {   # of the paths that come in, unless they changed after file "$1" was written
@@ -142,12 +142,16 @@ recognize() {
 read_wanted() {
   comm -z -12 <(cut -z -b 94-113,158- unknown | sort -z) <(of_files "$1" | cut -z -b 69-88,102- | sort -z) |
     cut -z -b 21- >reading
-  (cd -- "$2" && xargs -0 -r sha256sum -z --) <reading 2>>errors | in_rows 67 >sums
+  read_files "$2"
+}
+read_all() { cut -z -b 158- unknown >reading; read_files "$1"; }
+read_files() {
+  (cd -- "$1" && xargs -0 -r sha256sum -z --) <reading 2>>errors | in_rows 67 >sums
   attach 158 sums unknown >hashed
   by_column 70 hashed unknown | uniq -z -s 69 -u >unread
 }
 
-# manifest: what `list`, `recognize` and `read_wanted` have found, sorted.
+# manifest: what `list`, `recognize` and `read_...` have found, sorted.
 manifest() { cat known hashed unread others | in_manifest | sort -z; }
 
 # remember CACHE ROWS...: keeps their sums for the next time.

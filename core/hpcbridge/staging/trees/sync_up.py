@@ -166,13 +166,12 @@ class _Sync:
         for _ in range(JOBS):
             try:
                 if members:
-                    payload = await self._send(sender, members)
-                    members = []
+                    payload, members = await pack(sender, members, str(t.local), self.state), []
                 answer = await self._job(payload, identity(rows_here))
             except NotFound:
                 # The state directory is gone, and with it what was sent.
                 self.state = await open_state(t, self.target)
-                members = [*_whole(rows_here), *self._content(self.sent)]
+                members = [*whole(rows_here), *self._content(self.sent)]
                 continue
             if answer is None:
                 self.state = await open_state(t, self.target)
@@ -182,11 +181,11 @@ class _Sync:
                 await asyncio.to_thread(kept.save, Record(self.state, tuple(rows_here)))
                 return self._result(answer, sender.route, sender.bytes)
             elif answer.verdict is Verdict.BASE:
-                members = _whole(rows_here)
+                members = whole(rows_here)
             elif answer.verdict is Verdict.WANT:
                 members = self._lacking(answer)
             elif answer.verdict is Verdict.DAMAGED:
-                members = [*_whole(rows_here), *self._content(self.sent)]
+                members = [*whole(rows_here), *self._content(self.sent)]
             else:
                 raise self._failure(answer)
         raise self._gave_up(answer)
@@ -204,16 +203,14 @@ class _Sync:
     async def _first(self, record: Record | None, here: list[bytes]) -> list[Member]:
         """What is sent at first: edits of what the record says is there, with new content; or everything."""
         if record is not None:
-            old, new = set(record.rows), set(here)
-            gone, fresh = sorted(old - new), sorted(new - old)
             sums = {row[:64] for row in record.rows}
+            fresh = set(here).difference(record.rows)
             self.sent = {path_of(row) for row in fresh if row[64:65] != b"f" or row[:64] not in sums}
-            edits = [_data(b"gone", joined(gone)), _data(b"new", joined(fresh))] if gone or fresh else []
-            return [*edits, *([] if self.dry else self._content(self.sent))]
+            return [*edits(record.rows, here), *([] if self.dry else self._content(self.sent))]
         if self.dry or (self.found.bytes > AT_ONCE and await self._exists()):
-            return _whole(here)
+            return whole(here)
         self.sent = {entry.path for entry in self.found.manifest}
-        return [*_whole(here), *self._content(self.sent)]
+        return [*whole(here), *self._content(self.sent)]
 
     def _lacking(self, answer: Answer) -> list[Member]:
         lacking = {e.path for e in self.found.manifest if e.kind is Kind.FILE} if answer.paths is None else answer.paths
@@ -232,16 +229,6 @@ class _Sync:
         }
         taken = leading.union(paths)
         return [_below(member) for member in self.found.members if member.entry.path in taken]
-
-    async def _send(self, sender: Sender, members: list[Member]) -> Payload:
-        from hpcbridge.staging.trees.compressing import compressed
-
-        archive = await asyncio.to_thread(Archive, members, str(self.t.local))
-        source = await asyncio.to_thread(compressed, archive)
-        try:
-            return await sender.send(source, self.state)
-        finally:
-            source.close()
 
     async def _job(self, payload: Payload | None, goal: str) -> Answer | None:
         from hpcbridge.staging import keyed_jobs
@@ -346,8 +333,29 @@ def _counted(
     )
 
 
-def _whole(here: Iterable[bytes]) -> list[Member]:
+def whole(here: Iterable[bytes]) -> list[Member]:
+    """What tells a job the whole manifest."""
     return [_data(b"full", joined(here))]
+
+
+def edits(before: Iterable[bytes], here: Iterable[bytes]) -> list[Member]:
+    """What tells it by its difference to the one that the job has kept; nothing where there is none."""
+    old, new = set(before), set(here)
+    if old == new:
+        return []
+    return [_data(b"gone", joined(sorted(old - new))), _data(b"new", joined(sorted(new - old)))]
+
+
+async def pack(sender: Sender, members: list[Member], name: str, state: str) -> Payload:
+    """Send members to the state directory, as one archive."""
+    from hpcbridge.staging.trees.compressing import compressed
+
+    archive = await asyncio.to_thread(Archive, members, name)
+    source = await asyncio.to_thread(compressed, archive)
+    try:
+        return await sender.send(source, state)
+    finally:
+        source.close()
 
 
 def _data(name: bytes, data: bytes) -> Member:
