@@ -1,6 +1,6 @@
 """`make bench`: every figure of the documentation, from one run.
 
-    python -m benchmarks [--quick] [--only startup,files,trees,streamer,watch] [--repeats N] [--out FILE]
+    python -m benchmarks [--quick] [--only startup,trees,files,streamer,watch] [--repeats N] [--out FILE]
 
 Prints tables, writes JSON, and exits 1 when a goal is missed.
 """
@@ -126,8 +126,8 @@ def bench_watch(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:  # noqa: AR
 
 PARTS: dict[str, Callable[[Scale, Path], tuple[Any, list[Goal]]]] = {
     "startup": bench_startup,
-    "files": bench_files,
     "trees": bench_trees,
+    "files": bench_files,
     "streamer": bench_streamer,
     "watch": bench_watch,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.transfers import HOME, Row, besides_polling, mid, remove, run_worker
+from benchmarks.transfers import HOME, Row, besides_polling, mid, run_worker
 from support.sandbox import SandboxProcess
 
 SIZE = 1000
@@ -47,41 +47,43 @@ def measure(
     def keep(name: str, row: Row) -> None:
         found.setdefault(name, []).append(row)
 
+    # Nothing is removed before the end: ext4 steps over each inode that was freed in the last minute, one by one, and
+    # to create 10,000 files where as many were just removed takes it seconds.
     for repeat in range(repeats):
         said(f"{files} files, {repeat + 1} of {repeats}")
-        remote, back = f"{HOME}/tree", work / "back"
+        remote, back = f"{HOME}/tree-{repeat}", work / f"back-{repeat}"
         for way in ("tree-up", "tree-down"):
             target = local if way == "tree-up" else back
             row = run_worker(sandbox, work, "hpcbridge", way, str(target), remote)
             there = sandbox.host_path(remote) if way == "tree-up" else back
             keep(way, row | {"intact": digest(there) == digest(local), "files": files, "whole": row["seconds"]})
-        remove(back)
-        _sync(sandbox, work, local, keep)
+        _sync(sandbox, work, local, f"{HOME}/synced-{repeat}", keep)
         for workers in WORKERS:
-            _loop(sandbox, work, few, files, workers, keep)
-        remove(sandbox.host_path(remote))
-    remove(local)
-    remove(few)
+            _loop(sandbox, work, few, files, (workers, repeat), keep)
     return found
 
 
-def _sync(sandbox: SandboxProcess, work: Path, local: Path, keep: Callable[[str, Row], None]) -> None:
+def _sync(sandbox: SandboxProcess, work: Path, local: Path, remote: str, keep: Callable[[str, Row], None]) -> None:
     """All of it, nothing, one changed file."""
-    remote = f"{HOME}/synced"
     for name in ("sync, all new", "sync, nothing changed", "sync, one file changed"):
         if name.endswith("one file changed"):
             next(path for path in sorted(local.rglob("*")) if path.is_file()).write_bytes(os.urandom(SIZE))
         row = run_worker(sandbox, work, "hpcbridge", "sync", str(local), remote)
         keep(name, row | {"intact": digest(sandbox.host_path(remote)) == digest(local), "whole": row["seconds"]})
-    remove(sandbox.host_path(remote))
 
 
 def _loop(
-    sandbox: SandboxProcess, work: Path, few: Path, files: int, workers: int, keep: Callable[[str, Row], None]
+    sandbox: SandboxProcess,
+    work: Path,
+    few: Path,
+    files: int,
+    which: tuple[int, int],
+    keep: Callable[[str, Row], None],
 ) -> None:
-    """The loop's own time grows with its files; its process starts once."""
+    """The loop's own time grows with its files; its process starts once. `which`: files at a time, and repeat."""
+    workers, name = which[0], "loop-{}-{}".format(*which)
     count = sum(path.is_file() for path in few.rglob("*"))
-    remote, back = f"{HOME}/loop", work / "back"
+    remote, back = f"{HOME}/{name}", work / name
     for way in ("tree-up", "tree-down"):
         target, like = (few, few) if way == "tree-up" else (back, few)
         back.mkdir(exist_ok=True)
@@ -91,8 +93,6 @@ def _loop(
         whole = {what: row[what] * files // count for what in ("calls", "commands")}
         whole["whole"] = row["seconds"] + row["loop"] * (files / count - 1)
         keep(f"{way}, loop of {workers}", row | whole | {"intact": digest(there) == digest(few)})
-    remove(back)
-    remove(sandbox.host_path(remote))
 
 
 COLUMNS = ["tree", "wall (s)", "/loop of 1", "CPU (s)", "peak MB", "calls", "besides polling", "commands", "equal"]
