@@ -17,7 +17,7 @@ from schemathesis.specs.openapi import checks
 from hpcbridge_sandbox import compute, filesystem, status, transfer
 from hpcbridge_sandbox.interface import document
 from hpcbridge_sandbox.settings import Settings
-from support.sandbox import SandboxProcess, start_sandbox
+from support.sandbox import SandboxProcess, start_sandbox, with_streamer
 from support.scale import PROVE
 
 EXAMPLES = 200 if PROVE else 12
@@ -97,6 +97,35 @@ def test_answers_have_the_documented_shapes(case: schemathesis.Case, fuzzed: San
     headers = {"Authorization": f"Bearer {token}"}
     answer = case.call_and_validate(base_url=fuzzed.url, headers=headers, checks=SHAPES)
     assert "Traceback" not in answer.text
+
+
+@pytest.fixture(scope="module", params=["streamer", "none"])
+def other(request: pytest.FixtureRequest) -> Iterator[SandboxProcess]:
+    """A sandbox without an object store."""
+    flags = (*with_streamer(), "--transfer", request.param, "--streamer-wait", "1")
+    with start_sandbox("--accounting-lag", "0.2", "--token-lifetime", "86400", *flags) as started:
+        with started.client() as client:
+            url = f"/filesystem/{started.system}/ops/upload"
+            client.post(url, params={"path": "/home/alice"}, files={"file": ("a.txt", b"hello\n")}).raise_for_status()
+        yield started
+
+
+@INTERFACE.include(path_regex="/transfer/(up|down)load|/status/systems").parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=not PROVE,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_answers_of_other_transfer_methods_have_them_too(case: schemathesis.Case, other: SandboxProcess) -> None:
+    make_plausible(case, other.system)
+    if isinstance(case.body, dict) and zlib.crc32(repr(case.body).encode(errors="replace")) % 3:
+        case.body["transferDirectives"] = {"transferMethod": "streamer"}
+    headers = {"Authorization": f"Bearer {other.token()}"}
+    answer = case.call_and_validate(base_url=other.url, headers=headers, checks=SHAPES)
+    assert "Traceback" not in answer.text
+    assert "Traceback" not in other.log.read_text(errors="replace")
 
 
 def test_nothing_broke_inside(fuzzed: SandboxProcess) -> None:
