@@ -22,7 +22,7 @@ from support.scale import PROVE
 from support.trees import ODD_NAMES, ODD_TARGETS, QUICK, Directory, File, Link, blocks, make, snapshot, tar, trees
 
 thorough = settings(
-    max_examples=2000 if PROVE else 200,
+    max_examples=1000 if PROVE else 100,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

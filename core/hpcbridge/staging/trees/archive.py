@@ -35,8 +35,8 @@ Extents = tuple[tuple[int, int], ...]
 class Archive(SourceFile):
     """The members, one after another, as `tar --format=gnu --sparse` would write them; owners are not told.
 
-    The same members always give the same bytes, in whatever order they come. `identity` is that of the layout and of all
-    that is in it.
+    The same members always give the same bytes, in whatever order they come. `identity` is that of the layout and of
+    all that is in it.
     """
 
     compression = ""

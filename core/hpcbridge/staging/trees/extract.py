@@ -150,9 +150,13 @@ class _Window:
         # tarfile takes any damaged header but the first for the end.
         if len(self._last) != tarfile.BLOCKSIZE or any(self._last):
             raise tarfile.ReadError("it has no proper end")
+        zeros = 0
         while rest := self.take(BLOCK):
+            zeros += len(rest)
             if rest.count(0) != len(rest):
                 raise tarfile.ReadError("something follows its end")
+        if zeros < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("its end is cut short")
 
 
 class _Unpacking:

@@ -142,7 +142,8 @@ def _checked(pattern: str, text: bytes) -> list[bytes]:
 
 def _name(pattern: str, name: bytes) -> bytes:
     """The expression for one name of a pattern."""
-    found, at = b"", 0
+    # No name is empty, not even where stars alone stand for it: `a/*` is not `a/` itself.
+    found, at = b"" if name.strip(b"*") else _ANY_BUT_SLASH, 0
     while at < len(name):
         byte = name[at : at + 1]
         at += 1
