@@ -257,7 +257,9 @@ def direction_of(source: str, target: str) -> str:
         return "up"
     if could_be[0] and not could_be[1] and not here[0]:
         return "down"
+    ways = " or ".join(
+        f"SYSTEM:{text}" for text, could in zip((target, source), reversed(could_be), strict=True) if could
+    )
     raise usage_error(
-        f"which one is on the cluster? Write it with its system, SYSTEM:{target} or SYSTEM:{source}; "
-        "`hpcbridge systems` has the names"
+        f"which one is on the cluster? Write it with its system, {ways}; `hpcbridge systems` has the names"
     )
