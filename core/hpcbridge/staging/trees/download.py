@@ -151,17 +151,19 @@ class _Request:
             "route": self.wanted,
             "piece": self.t.limits.download,
             "account": self.t.account,
+            "max_size": self.max_size,
         }
 
-    def plan(self, stage: str, session: str, *, listing: bool = False) -> Pack:
-        """The job, in a staging directory on the system."""
-        piece = self.t.limits.download
+    def most(self, stage: str) -> int | None:
+        """Bytes up to which an archive in `stage` is cut, None: it is cut whatever its size."""
         limits = usable_limits(self.t, stage, self.wanted)
-        if listing or self.wanted in (Route.DIRECT, Route.CHUNKED) or not (limits.s3 or limits.streamer):
-            most = None
-        else:
-            most = 0 if self.wanted else self._cut
-        return Pack(stage, session, self.source, self.filter, piece, most, self.max_size, listing)
+        if self.wanted in (Route.DIRECT, Route.CHUNKED) or not (limits.s3 or limits.streamer):
+            return None
+        return 0 if self.wanted else self._cut
+
+    def plan(self, stage: str, session: str, most: int | None, *, listing: bool = False) -> Pack:
+        """The job, in a staging directory on the system."""
+        return Pack(stage, session, self.source, self.filter, self.t.limits.download, most, self.max_size, listing)
 
     async def places(self) -> list[str]:
         """Directories that the staging directory can be made in: beside the source, in it, and the user's own."""
@@ -230,7 +232,7 @@ async def _listed(request: _Request, begun: float) -> TreeResult:
     t = request.t
     stage = await _make_stage(request, lambda _: None)
     try:
-        plan = request.plan(stage, secrets.token_hex(4), listing=True)
+        plan = request.plan(stage, secrets.token_hex(4), None, listing=True)
         text = await request.pack(plan)
         if text is None:
             raise t.error("the job that lists the tree ended without an answer", path=str(request.source))
@@ -308,7 +310,12 @@ class _Download:
         """Clear an earlier attempt away, and make a staging directory, after noting its name."""
         await self._discard()
         about, session = self._request.about(), secrets.token_hex(4)
-        await _make_stage(self._request, lambda stage: self._journal.start(**about, stage=stage, session=session))
+
+        def note(stage: str) -> None:
+            # What was learned of the site since must not make another job of it.
+            self._journal.start(**about, stage=stage, session=session, most=self._request.most(stage))
+
+        await _make_stage(self._request, note)
 
     async def _discard(self) -> None:
         """Remove the archive on the system, and what has arrived of it."""
@@ -355,7 +362,8 @@ class _Download:
 
     @property
     def _plan(self) -> Pack:
-        return self._request.plan(self._journal.about["stage"], self._journal.about["session"])
+        about = self._journal.about
+        return self._request.plan(about["stage"], about["session"], about["most"])
 
     def _route(self, packed: Packed) -> Route:
         if packed.pieces:

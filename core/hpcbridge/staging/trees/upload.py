@@ -251,7 +251,8 @@ class _Upload:
         )
         t.reporter.phase(Phase.QUEUED, "submitting the unpacking job")
         # The directory, which is part of the job's name, stands for the tree and its place.
-        key = f"tree {stage.session} {stage.attempts} {delivered.sha256 or 'size'} {t.account or ''}"
+        about = f"{delivered.sha256 or 'size'} {plan.mode} {t.account or ''}"
+        key = f"tree {stage.session} {stage.attempts} {about}"
         text = await keyed_jobs.run(t, job, key, posixpath.join(stage.directory, plan.answer_name))
         return None if text is None else parse_answer(text)
 
