@@ -23,6 +23,7 @@ from hpcbridge.errors import (
     Conflict,
     HpcBridgeError,
     NotFound,
+    PathNotFound,
     SomeFailed,
 )
 
@@ -137,7 +138,9 @@ class Moving:
             await self._several([self._down(system, path, local) for path in dict.fromkeys(paths)], failures)
 
     async def _get_one(self, system: System, path: str, written: str, local: Path, *, default: bool) -> None:
-        is_tree = written.endswith("/") or bool(self.choice) or await _is_directory(system, path)
+        is_tree = written.endswith("/") or await _is_directory(system, path)
+        if not is_tree:
+            self._refuse_choice(path)
         if is_tree and default:
             name = posixpath.basename(path)
             raise usage_error(
@@ -195,9 +198,10 @@ class Moving:
 
     async def _require_directory(self, system: System, path: str) -> None:
         if not await _is_directory(system, path):
-            raise NotFound(
+            raise PathNotFound(
                 f"several files go into a directory, and {path} is none",
                 system=system.name,
+                path=path,
                 hint=f"Make it: hpcbridge mkdir -p {system.name}:{path}",
             )
 
@@ -331,12 +335,10 @@ def print_result(result: Result, source: str, target: str) -> None:
     tree = as_tree(result)
     what = output.size(result.bytes) if tree is None else _counted(tree)
     route = f" ({result.route})" if result.route else ""
-    arrow = "/ -> " if tree is not None and not source.endswith("/") else " -> "
-    output.note(
-        f"{source}{arrow}{target}{'/' if tree is not None else ''}: {what} in {result.seconds:.1f} s{rate}{route}"
-    )
-    for each in tree.skipped if tree is not None else ():
-        output.note(f"left out: {os.fsdecode(each.path)}: {each.why}")
+    if tree is not None:
+        source, target = _as_directories(source, target)
+    output.note(f"{source} -> {target}: {what} in {result.seconds:.1f} s{rate}{route}")
+    _print_left_out(tree)
 
 
 def _counted(tree: TreeResult) -> str:
@@ -355,6 +357,16 @@ def print_dry_run(result: Result, source: str, target: str) -> None:
     for change in tree.changes:
         size = f" ({output.size(change.size)})" if change.kind == "file" and change.action == "copy" else ""
         output.print_line(f"would {change.action} {os.fsdecode(change.path)}{size}")
-    output.note(f"{source}/ -> {target}/: {len(tree.changes)} changes, {output.size(tree.bytes)}; nothing was done")
-    for each in tree.skipped:
+    source, target = _as_directories(source, target)
+    count = f"{len(tree.changes)} {'change' if len(tree.changes) == 1 else 'changes'}"
+    output.note(f"{source} -> {target}: {count}, {output.size(tree.bytes)}; nothing was done")
+    _print_left_out(tree)
+
+
+def _as_directories(*paths: str) -> list[str]:
+    return [f"{path.rstrip('/')}/" for path in paths]
+
+
+def _print_left_out(tree: TreeResult | None) -> None:
+    for each in tree.skipped if tree is not None else ():
         output.note(f"left out: {os.fsdecode(each.path)}: {each.why}")

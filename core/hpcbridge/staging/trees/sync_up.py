@@ -310,7 +310,9 @@ class _Sync:
     def _action(self, entry: Entry, answer: Answer) -> Action:
         if entry.path in set(answer.touched):
             return Action.CHANGE
-        return Action.COPY if entry.kind is not Kind.FILE or entry.path in self.sent else Action.MOVE
+        # Without a transfer nobody has looked whether the content is there under another name.
+        brought = self.dry or entry.kind is not Kind.FILE or entry.path in self.sent
+        return Action.COPY if brought else Action.MOVE
 
 
 def _counted(
