@@ -89,12 +89,19 @@ def bench_streamer(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:
 
 
 def bench_trees(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:
-    """A directory of many small files beside a loop."""
-    with start_sandbox() as sandbox:
-        found = trees.measure(sandbox, work, scale.files, scale.sample, scale.repeats, said)
-    title = f"Trees: {scale.files} files of 1 kB (medians of {scale.repeats}; * from {scale.sample} files)"
-    show(title, trees.COLUMNS, trees.lines(found))
-    return trees.figures(found), goals.of_trees(found)
+    """A directory of many small files beside a loop, on the loopback and at some distance."""
+    figures, found = {}, {}
+    for distance in (0.0, trees.AWAY):
+        place = work / f"trees-{distance}"
+        place.mkdir()
+        with start_sandbox() as sandbox:
+            sandbox.post("/latency", {"seconds": distance})
+            found = trees.measure(sandbox, place, scale.files, scale.sample, scale.repeats, said)
+        where = f"{distance * 1000:.0f} ms away" if distance else "on the loopback"
+        title = f"Trees: {scale.files} files of 1 kB, {where} (medians of {scale.repeats}; * from {scale.sample} files)"
+        show(title, trees.COLUMNS, trees.lines(found))
+        figures[where] = trees.figures(found)
+    return figures, goals.of_trees(found)
 
 
 def bench_startup(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:  # noqa: ARG001

@@ -101,6 +101,16 @@ def curl_down(sandbox: SandboxProcess, remote: str, size: int, work: Path) -> Ro
     return row
 
 
+def tar(local: Path, work: Path, into: Path) -> Row:
+    """What it takes to make the same files again on the same disk."""
+    archive = work / "tree.tar"
+    _timed(["tar", "-C", str(local), "-cf", str(archive), "."], work)
+    into.mkdir()
+    row = _timed(["tar", "-C", str(into), "-xf", str(archive)], work)
+    archive.unlink()
+    return row
+
+
 def dd(local: Path, work: Path) -> Row:
     """A copy on the same disk, through the page cache as transfers go."""
     row = _timed(["dd", f"if={local}", "of=dd", "bs=4M", "status=none"], work)
