@@ -74,13 +74,15 @@ class Delivery:
 
     async def _send_whole(self, *, hashing: bool) -> str | None:
         """As one piece. The server's job is told its path, so an upload that is gone on with keeps its session."""
+        if self._route is Route.STREAMER and not self.stage.present:
+            sent = await self._by_streamer()
+            self.stage.present.add(0)
+            return sent
         digest = asyncio.ensure_future(self._source.sha256()) if hashing else None
         try:
             if self._route is Route.S3:
                 await self._by_s3()
-            elif not self.stage.present:
-                await self._by_streamer()
-            self.stage.present.add(0)
+                self.stage.present.add(0)
             return await digest if digest else None
         finally:
             await given_up(digest)
@@ -94,13 +96,14 @@ class Delivery:
         self.stage.session = earlier.name.partition(".")[0] if earlier else secrets.token_hex(4)
         await s3_upload.put(self._t, self._source, self._only_piece(), check=False, place=self.stage.directory)
 
-    async def _by_streamer(self) -> None:
+    async def _by_streamer(self) -> str | None:
+        """Returns the SHA-256 of what was sent."""
         from hpcbridge.staging import server_jobs, streamer
 
         self.stage.session = secrets.token_hex(4)
         directory = self.stage.directory
         try:
-            await streamer.put(self._t, self._source, self._only_piece(), check=False, place=directory)
+            return await streamer.put(self._t, self._source, self._only_piece(), check=False, place=directory)
         except BaseException:
             # There is nothing in it that could be gone on with.
             with suppress(HpcBridgeError):

@@ -56,8 +56,9 @@ async def put(
     """Send `source` to `target`; returns the SHA-256 both sides agree on, None when only the size was compared.
 
     A file that is at `target` already is removed first, and half a file can be seen there until the end: meant for
-    names of our own in a staging directory. `check=False` leaves the comparison to a job that is to come. `place` is
-    what a killed upload is found by, so that its job is ended, where the target's name differs from one to the next.
+    names of our own in a staging directory. `check=False` leaves the comparison to a job that is to come, and returns
+    the SHA-256 of what was sent. `place` is what a killed upload is found by, so that its job is ended, where the
+    target's name differs from one to the next.
 
     Raises TransferError when the streamer cannot be reached or fails, IntegrityError when the file arrives damaged
     again and again, TooLarge before anything is sent, InvalidPath for a path that its script cannot name, Conflict when
@@ -184,7 +185,7 @@ class _Upload(_Streamed):
 
     async def _carry(self, stream: Stream) -> str | None:
         digest = await _send(self._t, self._source, stream)
-        return await _compared(self._t, self._source, self._path, digest) if self._check else None
+        return await _compared(self._t, self._source, self._path, digest) if self._check else digest
 
     async def _give_up(self, stream: Stream) -> None:
         await super()._give_up(stream)
