@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpcbridge.cli import output
-from hpcbridge.cli.context import usage_error
 from hpcbridge.staging.estimates import Figures
 from hpcbridge.staging.plan import Direction, Limits
 from hpcbridge.staging.routes import Option, QueueState, explain, short_time
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 
 SIZES = (1_000_000, 50_000_000, 1_000_000_000, 100_000_000_000)
 """Bytes that the table shows when none are asked for."""
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGTP]?)(i?)B?", re.IGNORECASE)
-_POWERS = " kmgtp"
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,6 @@ class Choice:
                 for each in self.options
             ],
         }
-
-
-def parse_size(text: str) -> int:
-    """`20G`, `1.5TB`, `512 MiB`, `1000`: bytes; without an i, powers of 1000."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise usage_error(f"{text!r} is no size; write it like 20G, 1.5TB or 512MiB", "--size")
-    number, prefix, binary = match.groups()
-    base: int = 1024 if binary else 1000
-    return int(float(number) * base ** _POWERS.index(prefix.lower() or " "))
 
 
 async def figures_of(system: System) -> tuple[Limits, Figures]:

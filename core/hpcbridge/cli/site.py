@@ -71,7 +71,7 @@ def doctor(
     ctx: typer.Context,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="BYTES", help="Say only how so many bytes would move: 20G, 1.5TB, 512MiB."),
+        typer.Option("--size", metavar="SIZE", help="Say only how so much would move: 512M, 20GB, 1.5T."),
     ] = None,
     up: Annotated[bool, typer.Option("--up", help="With --size: to the system only.")] = False,
     down: Annotated[bool, typer.Option("--down", help="With --size: from the system only.")] = False,
@@ -85,14 +85,13 @@ def doctor(
     routes that files would take: the estimate of each comes from what earlier transfers have shown of the site.
     """
     from hpcbridge.cli.checkup import Checkup
-    from hpcbridge.cli.route_table import parse_size
+    from hpcbridge.cli.sizes import parse_size
     from hpcbridge.staging.plan import Direction
 
     if (up or down) and size is None:
         raise usage_error("--up and --down go with --size", "--size")
     directions = [way for way, asked in ((Direction.UP, up), (Direction.DOWN, down)) if asked]
-    wanted = None if size is None else parse_size(size)
-    checkup = Checkup(state_of(ctx, site, system), size=wanted, directions=directions, quiet=json)
+    checkup = Checkup(state_of(ctx, site, system), size=parse_size(size, "--size"), directions=directions, quiet=json)
     run(checkup.run())
     if json:
         output.print_json(checkup.summary)
