@@ -286,6 +286,36 @@ async def test_without_the_library_the_extra_is_named(
         await put_file(system, local, "/home/alice/x", route="streamer")
 
 
+MEASURED = """
+import asyncio, resource
+import hpcbridge
+from hpcbridge.staging import get_file, put_file
+
+async def main():
+    async with hpcbridge.connect() as hpc:
+        await put_file(hpc.system(), {local!r}, "/home/alice/memory", route="streamer")
+        await get_file(hpc.system(), "/home/alice/memory", {back!r}, route="streamer")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+asyncio.run(main())
+"""
+
+
+async def test_memory_does_not_grow_with_the_file(sandbox: SandboxProcess, tmp_path: Path) -> None:
+    sizes = (50_000_000, 2_000_000_000) if PROVE else (20_000_000, 200_000_000)
+    peaks = []
+    for size in sizes:
+        local, back = random_file(tmp_path / "local", size), tmp_path / "back"
+        code = MEASURED.format(local=str(local), back=str(back))
+        env = {**os.environ, **sandbox.client_env()}
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+        )
+        peaks.append(int(done.stdout) * 1024)
+        assert sha256(local) == sha256(back)
+    assert peaks[1] - peaks[0] < 10 * CHUNK, peaks
+
+
 KILLED = """
 import asyncio, os, signal
 import hpcbridge

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import hpcbridge
@@ -165,6 +166,57 @@ async def test_a_streamer_without_a_port_says_so(tmp_path: Path) -> None:
                 with pytest.raises(TransferError, match=f"Server unable to bing on port: {port}"):
                     await put_file(system, random_file(tmp_path / "f", 1000), REMOTE, route="streamer")
                 await nothing_left(system, sandbox)
+
+
+async def test_ports_of_others_are_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes connections and says nothing, and one that speaks another language."""
+    monkeypatch.setattr(streamer_link, "OPENING", 0.3)
+    flags = with_streamer()
+    first = int(flags[-1].partition("-")[0])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"220 ready\r\n")
+        writer.close()
+
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        silent.bind(("127.0.0.1", first))
+        silent.listen()
+        async with await asyncio.start_server(answer, "127.0.0.1", first + 1):
+            with start_sandbox(*flags, "--accounting-lag", "0.3") as sandbox:
+                async with connected(sandbox) as system:
+                    local = random_file(tmp_path / "f", 1000)
+                    sent = await put_file(system, local, REMOTE, route="streamer")
+                    assert sent.sha256 == sha256(local)
+
+
+async def test_a_streamer_that_stops_answering_is_replaced(
+    system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamer_link, "STALL", 1.5)
+    stopped: list[psutil.Process] = []
+
+    def stop(progress: Progress) -> None:
+        if progress.phase in ("uploading", "downloading") and not stopped:
+            stopped.extend(p for p in psutil.Process(sandbox.process.pid).children(recursive=True) if streams(p))
+            for process in stopped:
+                process.suspend()
+
+    other = random_file(tmp_path / "other", 20 * CHUNK)
+    sent = await put_file(system, other, REMOTE, route="streamer", progress=stop)
+    assert stopped
+    assert sent.sha256 == sha256(other) == sha256(there)
+    stopped.clear()
+    got = await get_file(system, REMOTE, tmp_path / "out", route="streamer", progress=stop)
+    assert stopped
+    assert got.sha256 == sha256(other) == sha256(tmp_path / "out")
+    await nothing_left(system, sandbox)
+
+
+def streams(process: psutil.Process) -> bool:
+    words = process.cmdline()
+    return "streamer" in words and "--secret" in words
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
