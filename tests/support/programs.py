@@ -17,6 +17,7 @@ PACKAGES = {
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
     "slurmdbd": "slurmdbd",
+    "strace": "strace",
     "xz": "xz-utils",
 }
 """Program -> Debian package."""

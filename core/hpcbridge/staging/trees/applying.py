@@ -164,9 +164,7 @@ settle() {   # remember what is there now
   keep manifest
 }
 
-cd -- "$state" || exit 1
-grep -qs '^applied ' -- "$answer" && exit 0   # requeued: the outcome stands
-take_turn
+begin
 find_target
 prepare
 whose=$target; [ -d "$whose" ] || { whose=${target%/*}; whose=${whose:-/}; }
@@ -182,7 +180,7 @@ check_staged
 find_extras
 find_blocked
 changes=$(tell)
-[ "$dry" -eq 0 ] || { cd / && wipe "$work"; answer "dry $changes"; exit 0; }
+[ "$dry" -eq 0 ] || { printf 'dry %s\n' "$changes" >"$answer.done"; finish; }
 [ ! -s lack ] || { cut -z -b 67- lack >missing; answer "want $(enclosed missing)"; exit 0; }
 
 complete 2>"$errors" || fail completing
@@ -198,11 +196,8 @@ fi
 touch_up 2>"$errors" || fail touching
 remove_extras 2>"$errors" || fail removing
 settle 2>"$errors" || fail settling
-cd -- "$state"
-wipe "$work"
-discard
-tidy
-answer "applied $changes"
+printf 'applied %s\n' "$changes" >"$answer.done"
+finish
 """
 
 

@@ -90,9 +90,7 @@ unsteady() {   # files that are not what they were when they were listed
   comm -z -12 after <(sort -z files) | cut -z -b 158- | sort -z | comm -z -23 expected - | cut -z -b 3-
 }
 
-cd -- "$state" || exit 1
-grep -qs '^packed ' -- "$answer" && exit 0
-take_turn
+begin
 find_target
 [ -d "$target" ] || { answer 'target No such directory'; exit 1; }
 prepare
@@ -115,15 +113,12 @@ unsteady >changed
 size=$(stat -c %s -- "$archive") sum=$(sha256sum <"$archive") || fail reading
 line="packed $size ${sum%% *} ${archive##*/} $(enclosed changed)"
 if [ "$size" -le @EMBEDDED@ ]; then
-  { printf '%s ' "$line"; base64 -w 0 <"$archive"; echo; } >"$answer.new"
+  { printf '%s ' "$line"; base64 -w 0 <"$archive"; echo; } >"$answer.done"
   rm -f -- "$archive"
 else
-  printf '%s -\n' "$line" >"$answer.new"
+  printf '%s -\n' "$line" >"$answer.done"
 fi
-cd -- "$state"
-wipe "$work"; discard
-tidy
-mv -f -- "$answer.new" "$answer"
+finish
 """
 
 

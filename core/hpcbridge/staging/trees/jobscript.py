@@ -82,6 +82,18 @@ tidy() {   # what nobody comes back for
     find "$state/.hpcbridge" -mindepth 1 -maxdepth 1 -mmin +@KEPT@ -print0 2>/dev/null)
   [ -z "${old+x}" ] || wipe "${old[@]}"
 }
+begin() {
+  cd -- "$state" || exit 1
+  ! grep -qsE '^(applied|packed) ' -- "$answer" || exit 0   # requeued: the outcome stands
+  [ ! -s "$answer.done" ] || finish
+  take_turn
+}
+finish() {   # the outcome is in $answer.done; it is told when all else is done
+  cd -- "$state"
+  wipe "$work"; discard; tidy; let_go
+  mv -f -- "$answer.done" "$answer"
+  exit 0
+}
 find_target() {
   if [ -L "$target" ]; then   # a link is followed, as for files
     local real; real=$(readlink -en -- "$target"; printf x); real=${real%x}
