@@ -79,7 +79,7 @@ def estimate(
     """
     steps, requests, note = _ROUTES[route, direction](size, limits, figures)
     if direction is Direction.UP and (route is Route.STREAMER or (needs_job and route is Route.S3)):
-        steps, requests = [*steps, ("publishing", figures.queue + JOB + size / DISK)], requests + 6
+        steps, requests = [*steps, ("publishing", figures.queue + JOB + size / DISK)], requests + 4
     trips = Step("requests", min(requests, _IN_LINE) * figures.trip)
     return Estimate((*(Step(what, seconds) for what, seconds in steps if seconds > 0), trips), requests, note)
 
@@ -118,13 +118,13 @@ def _direct_down(size: int, _: Limits, f: Figures) -> _Steps:
 def _chunked_up(size: int, limits: Limits, f: Figures) -> _Steps:
     pieces = piece_count(size, limits.piece)
     steps = [("sending", size / f.up), ("in the queue", f.queue), ("joining", JOB + size / DISK)]
-    return steps, pieces + 6, _TWICE if pieces > 1 else ""
+    return steps, pieces + 4, _TWICE if pieces > 1 else ""
 
 
 def _chunked_down(size: int, limits: Limits, f: Figures) -> _Steps:
     # Cut, and hashed: two readings.
     steps = [("in the queue", f.queue), ("cutting", JOB + 2 * size / DISK), ("receiving", size / f.down)]
-    return steps, piece_count(size, limits.download) + 6, _TWICE
+    return steps, piece_count(size, limits.download) + 5, _TWICE
 
 
 def _s3_up(size: int, _: Limits, f: Figures) -> _Steps:
@@ -133,7 +133,7 @@ def _s3_up(size: int, _: Limits, f: Figures) -> _Steps:
     steps = [("sending", sent), *_found(sent, f.queue), ("staging", JOB + size / f.staging)]
     if size <= AUTO_SHA256:
         steps.append(("checking", size / DISK))
-    return steps, 4, ""
+    return steps, 5, ""
 
 
 def _found(sent: float, queue: float) -> list[tuple[str, float]]:
