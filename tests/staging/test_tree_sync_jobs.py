@@ -325,6 +325,17 @@ def test_what_was_not_sent_from_here_does_not_make_way_for_a_file() -> None:
         assert (one.tree / "d").read_text() == "now a file"
 
 
+def test_a_job_that_waited_too_long_does_not_take_the_tree_back() -> None:
+    with node() as one:
+        refill(one.local, SOME)
+        late = one.plan(payload=one.payload(), delete=True)
+        refill(one.local, OTHER)
+        assert one.up(delete=True).verdict is Verdict.APPLIED
+        answer = one.run(late)
+        assert (answer.verdict, answer.reason) == (Verdict.BASE, one.base())
+        assert seen(one.tree) == seen(one.local)
+
+
 def test_content_that_is_there_is_not_asked_for() -> None:
     with node() as one:
         refill(one.local, SOME)

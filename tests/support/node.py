@@ -39,7 +39,7 @@ class Node:
         self.jobs = 0
 
     def plan(self, filter: Filter | None = None, **options: object) -> Apply:
-        """A job for what is in `local` now."""
+        """A job for what is in `local` now, and that knows what was left in the tree."""
         self.jobs += 1
         here = scan(self.local, with_own(filter))
         return Apply(
@@ -49,8 +49,13 @@ class Node:
             parse_remote(str(self.tree)),
             identity(rows(here.manifest)),
             with_own(filter),
-            **options,  # type: ignore[arg-type]
+            **{"base": self.base(), **options},  # type: ignore[arg-type]
         )
+
+    def base(self) -> str:
+        """The identity of the manifest that is kept there."""
+        kept = self.state / "manifest"
+        return hashlib.sha256(kept.read_bytes()).hexdigest() if kept.exists() else "-"
 
     def payload(self, filter: Filter | None = None, paths: Collection[bytes] | None = None) -> Payload:
         """The whole manifest, and the content of these paths (None: of all)."""

@@ -19,7 +19,7 @@ _SCRIPT = r"""#!/bin/bash
 # hpcbridge: brings a tree up to date.
 @COMMON@
 @LISTING@
-delete=@DELETE@ mode=@MODE@
+base=@BASE@ delete=@DELETE@ mode=@MODE@
 grouped() {   # grouped WIDTH COMMAND...: once for all paths with the same value in the first columns
   local width=$1 row value= batch=(); shift
   while IFS= read -r -d '' row; do
@@ -173,6 +173,9 @@ whose=$target; [ -d "$whose" ] || { whose=${target%/*}; whose=${whose:-/}; }
 
 receive
 open_tree
+# A job that waited too long must not take the tree back to what it was.
+found=-; [ ! -e "$state/manifest" ] || { found=$(sha256sum <"$state/manifest"); found=${found%% *}; }
+[ "$found" = "$base" ] || [ "$found" = "$goal" ] || { answer "base $found"; exit 0; }
 wanted manifest
 look_around
 check_staged
@@ -205,15 +208,18 @@ finish
 class Apply(SyncJob):
     """The tree at `target` gets the manifest named `goal`.
 
-    `delete` removes what is not in the manifest and kept by `filter`. `mode` is that of a new tree's root.
+    `base` is the identity of the manifest that is supposed to be kept there, "-" for none. `delete` removes what is not
+    in the manifest and kept by `filter`. `mode` is that of a new tree's root.
     """
 
+    base: str = "-"
     delete: bool = False
     mode: int | None = None
 
     def script(self) -> str:
         """The batch script."""
         own = {
+            "BASE": self.base,
             "DELETE": str(int(self.delete)),
             "MODE": "" if self.mode is None else f"{self.mode:o}",
             "FILE": FILE_ROW,

@@ -23,7 +23,6 @@ from hpcbridge.errors import (
     Conflict,
     HpcBridgeError,
     IntegrityError,
-    NotFound,
     PathNotFound,
     PermissionDenied,
     TooLarge,
@@ -49,6 +48,8 @@ if TYPE_CHECKING:
     from hpcbridge.staging.trees.jobscript import Payload
     from hpcbridge.staging.trees.statedir import Sender
 
+NOTHING = "-"
+"""In the place of a manifest's name: none is kept there."""
 JOBS = 6
 """Jobs of one sync at most: the first, one after each surprise, and those after damage on the way."""
 AT_ONCE = 4 << 20
@@ -147,48 +148,66 @@ class _Sync:
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     attempt: int = 0
     state: str = ""
+    base: str = NOTHING
+    rows: list[bytes] = field(default_factory=list)
+    told: bool = False
     sent: set[bytes] = field(default_factory=set)
 
     async def run(self) -> TreeResult:
         from hpcbridge.staging.trees.answers import Verdict
         from hpcbridge.staging.trees.statedir import Sender, open_state
 
-        t, rows_here = self.t, await asyncio.to_thread(rows, self.found.manifest)
+        t = self.t
+        self.rows = await asyncio.to_thread(rows, self.found.manifest)
         kept = record_of(t, "up", self.target)
         record = await asyncio.to_thread(kept.load)
         if record is None and self.dry and not await self._exists():
             return self._all_new()
-        sender = Sender(t, self.wanted)
-        members = await self._first(record, rows_here)
+        members = await self._first(record)
         self.state = record.state if record else await open_state(t, self.target)
-        payload: Payload | None = None
+        sender, payload = Sender(t, self.wanted), None
         answer: Answer | None = None
         for _ in range(JOBS):
             try:
                 if members:
                     payload, members = await pack(sender, members, str(t.local), self.state), []
-                answer = await self._job(payload, identity(rows_here))
-            except NotFound:
+                answer = await self._job(payload)
+            except PathNotFound:
                 # The state directory is gone, and with it what was sent.
                 self.state = await open_state(t, self.target)
-                members = [*whole(rows_here), *self._content(self.sent)]
+                members = self._everything()
                 continue
             if answer is None:
                 self.state = await open_state(t, self.target)
-            elif answer.verdict is Verdict.DRY:
-                return self._result(answer, sender.route and None, 0)
-            elif answer.verdict is Verdict.APPLIED:
-                await asyncio.to_thread(kept.save, Record(self.state, tuple(rows_here)))
-                return self._result(answer, sender.route, sender.bytes)
-            elif answer.verdict is Verdict.BASE:
-                members = whole(rows_here)
-            elif answer.verdict is Verdict.WANT:
-                members = self._lacking(answer)
-            elif answer.verdict is Verdict.DAMAGED:
-                members = [*whole(rows_here), *self._content(self.sent)]
+            elif answer.verdict in (Verdict.APPLIED, Verdict.DRY):
+                if answer.verdict is Verdict.APPLIED:
+                    await asyncio.to_thread(kept.save, Record(self.state, tuple(self.rows)))
+                return self._result(answer, sender)
             else:
-                raise self._failure(answer)
+                members = self._next(answer)
         raise self._gave_up(answer)
+
+    def _next(self, answer: Answer) -> list[Member]:
+        """What the job has to be sent before another one; raises what ends the sync."""
+        from hpcbridge.staging.trees.answers import Verdict
+
+        if answer.verdict is Verdict.WANT:
+            return self._lacking(answer)
+        if answer.verdict is Verdict.DAMAGED:
+            return self._everything()
+        if answer.verdict is not Verdict.BASE:
+            raise self._failure(answer)
+        # What was sent waits there; only the supposition was wrong. Unless that was right.
+        again, self.base = answer.reason == self.base, answer.reason
+        if self.told and not again:
+            return []
+        self.told = True
+        return self._everything() if again else whole(self.rows)
+
+    def _everything(self) -> list[Member]:
+        """All that was sent so far, and the whole manifest."""
+        self.told = True
+        return [*whole(self.rows), *self._content(() if self.dry else self.sent)]
 
     async def _exists(self) -> bool:
         t = self.t
@@ -200,17 +219,19 @@ class _Sync:
             raise t.error(f"{self.target} is a file", kind=AlreadyExists, path=str(self.target))
         return True
 
-    async def _first(self, record: Record | None, here: list[bytes]) -> list[Member]:
+    async def _first(self, record: Record | None) -> list[Member]:
         """What is sent at first: edits of what the record says is there, with new content; or everything."""
         if record is not None:
             sums = {row[:64] for row in record.rows}
-            fresh = set(here).difference(record.rows)
+            fresh = set(self.rows).difference(record.rows)
+            self.base = identity(record.rows)
             self.sent = {path_of(row) for row in fresh if row[64:65] != b"f" or row[:64] not in sums}
-            return [*edits(record.rows, here), *([] if self.dry else self._content(self.sent))]
-        if self.dry or (self.found.bytes > AT_ONCE and await self._exists()):
-            return whole(here)
+            return [*edits(record.rows, self.rows), *self._content(() if self.dry else self.sent)]
+        if not self.dry and self.found.bytes > AT_ONCE and await self._exists():
+            self.told = True
+            return whole(self.rows)
         self.sent = {entry.path for entry in self.found.manifest}
-        return [*whole(here), *self._content(self.sent)]
+        return self._everything()
 
     def _lacking(self, answer: Answer) -> list[Member]:
         lacking = {e.path for e in self.found.manifest if e.kind is Kind.FILE} if answer.paths is None else answer.paths
@@ -230,7 +251,7 @@ class _Sync:
         taken = leading.union(paths)
         return [_below(member) for member in self.found.members if member.entry.path in taken]
 
-    async def _job(self, payload: Payload | None, goal: str) -> Answer | None:
+    async def _job(self, payload: Payload | None) -> Answer | None:
         from hpcbridge.staging import keyed_jobs
         from hpcbridge.staging.trees.answers import parse_answer
         from hpcbridge.staging.trees.applying import Apply
@@ -242,9 +263,10 @@ class _Sync:
             self.session,
             self.attempt,
             self.target,
-            goal,
+            identity(self.rows),
             self.filter,
             payload,
+            base=self.base,
             delete=self.delete,
             dry=self.dry,
             mode=self.mode,
@@ -295,24 +317,21 @@ class _Sync:
         changes = [Change(e.path, Action.COPY, e.kind, e.size) for e in self.found.manifest]
         return _counted(changes, None, self.found.bytes, self.found, ())
 
-    def _result(self, answer: Answer, route: str | None, size: int) -> TreeResult:
-        manifest = self.found.manifest
-        changes = []
+    def _result(self, answer: Answer, sender: Sender) -> TreeResult:
+        manifest, size = self.found.manifest, sender.bytes
+        changes, touched = [], set(answer.touched)
         for path in (*answer.added, *answer.changed, *answer.touched):
             entry = manifest.get(path)
             assert entry is not None
-            changes.append(Change(path, self._action(entry, answer), entry.kind, entry.size))
+            action = Action.CHANGE if path in touched else self._action(entry)
+            changes.append(Change(path, action, entry.kind, entry.size))
         changes += [Change(path, Action.DELETE, Kind.FILE) for path in answer.deleted]
         if self.dry:
             size = sum(change.size for change in changes if change.action is Action.COPY)
-        return _counted(changes, route, size, self.found, answer.deleted)
+        return _counted(changes, None if self.dry else sender.route, size, self.found, answer.deleted)
 
-    def _action(self, entry: Entry, answer: Answer) -> Action:
-        if entry.path in set(answer.touched):
-            return Action.CHANGE
-        # Without a transfer nobody has looked whether the content is there under another name.
-        brought = self.dry or entry.kind is not Kind.FILE or entry.path in self.sent
-        return Action.COPY if brought else Action.MOVE
+    def _action(self, entry: Entry) -> Action:
+        return Action.COPY if entry.kind is not Kind.FILE or entry.path in self.sent else Action.MOVE
 
 
 def _counted(
