@@ -296,6 +296,7 @@ class System:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         max_file_size: int | None = None,
+        max_size: int | None = None,
         dry_run: bool = False,
     ) -> TreeResult:
         """See `hpcbridge.System.sync`."""
@@ -311,6 +312,7 @@ class System:
             include=include,
             exclude=exclude,
             max_file_size=max_file_size,
+            max_size=max_size,
             dry_run=dry_run,
         )
 

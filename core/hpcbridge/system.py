@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from hpcbridge import _registry
 from hpcbridge.job import Job
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from hpcbridge.staging import Progress, TransferResult
     from hpcbridge.staging.context import Transfer
     from hpcbridge.staging.remote.operations import Usage
-    from hpcbridge.staging.trees.patterns import Filter
     from hpcbridge.staging.trees.results import TreeResult
 
 
@@ -147,38 +145,13 @@ class System:
         is told phase and bytes. Raises TransferError, IntegrityError, TooLarge, PathNotFound, PermissionDenied,
         Unavailable.
         """
-        from hpcbridge.staging import put_file
+        from hpcbridge.staging import either
 
-        path = Path(local)
+        chosen = either.Choice(tuple(include), tuple(exclude), max_file_size, max_size, dry_run=dry_run)
+        options = {"route": route, "verify": verify, "progress": progress}
         async with self._use():
-            if path.is_dir():  # noqa: ASYNC240 (one look)
-                from hpcbridge.staging.trees.upload import put_tree
-
-                return await put_tree(
-                    self,
-                    path,
-                    remote,
-                    filter=_filter(include, exclude, max_file_size),
-                    route=route,
-                    verify=verify,
-                    progress=progress,
-                    account=self._account(account),
-                    max_size=max_size,
-                    dry_run=dry_run,
-                )
-            size = path.stat().st_size  # noqa: ASYNC240
-            _check_file(size, str(path), max_size, for_trees=bool(include or exclude or max_file_size is not None))
-            if dry_run:
-                return _not_sent(size)
-            return await put_file(
-                self,
-                path,
-                remote,
-                route=route,
-                verify=verify,
-                atomic=atomic,
-                progress=progress,
-                account=self._account(account),
+            return await either.put(
+                self, Path(local), remote, chosen, atomic=atomic, account=self._account(account), **options
             )
 
     async def get(
@@ -201,47 +174,13 @@ class System:
 
         With `resume` an interrupted download goes on where it stopped.
         """
-        from hpcbridge.errors import IsDirectory
-        from hpcbridge.staging import get_file
+        from hpcbridge.staging import either
 
-        for_trees = bool(include or exclude or max_file_size is not None)
-        async with self._use() as (entry, name):
-            whole = not remote.endswith("/")
-            if whole and (for_trees or dry_run or max_size is not None):
-                found = await entry.client.stat(name, remote, dereference=True)
-                whole = not stat.S_ISDIR(found.mode)
-                if whole:
-                    _check_file(found.size, remote, max_size, for_trees=for_trees)
-                if whole and dry_run:
-                    return _not_sent(found.size)
-            if whole:
-                try:
-                    return await get_file(
-                        self,
-                        remote,
-                        Path(local),
-                        route=route,
-                        verify=verify,
-                        resume=resume,
-                        progress=progress,
-                        account=self._account(account),
-                    )
-                except IsDirectory:
-                    pass
-            from hpcbridge.staging.trees.download import get_tree
-
-            return await get_tree(
-                self,
-                remote,
-                Path(local),
-                filter=_filter(include, exclude, max_file_size),
-                route=route,
-                verify=verify,
-                resume=resume,
-                progress=progress,
-                account=self._account(account),
-                max_size=max_size,
-                dry_run=dry_run,
+        chosen = either.Choice(tuple(include), tuple(exclude), max_file_size, max_size, dry_run=dry_run)
+        options = {"route": route, "verify": verify, "progress": progress}
+        async with self._use():
+            return await either.get(
+                self, remote, Path(local), chosen, resume=resume, account=self._account(account), **options
             )
 
     async def sync(
@@ -257,6 +196,7 @@ class System:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         max_file_size: int | None = None,
+        max_size: int | None = None,
         dry_run: bool = False,
     ) -> TreeResult:
         """Make the directory `remote` like `local` ("up"), or `local` like `remote` ("down"), sending what differs.
@@ -264,24 +204,21 @@ class System:
         What is on the receiving side alone stays, unless `delete`; what the patterns leave out stays in any case. See
         `put` for the rest.
         """
-        if direction not in ("up", "down"):
-            raise ValueError(f'direction is "up" or "down", not {direction!r}')
-        options: dict[str, Any] = {
-            "filter": _filter(include, exclude, max_file_size),
-            "delete": delete,
-            "route": route,
-            "progress": progress,
-            "dry_run": dry_run,
-        }
+        from hpcbridge.staging import either
+
+        chosen = either.Choice(tuple(include), tuple(exclude), max_file_size, max_size, dry_run=dry_run)
         async with self._use():
-            options["account"] = self._account(account)
-            if direction == "up":
-                from hpcbridge.staging.trees.sync_up import sync_up
-
-                return await sync_up(self, Path(local), remote, **options)
-            from hpcbridge.staging.trees.sync_down import sync_down
-
-            return await sync_down(self, remote, Path(local), **options)
+            return await either.sync(
+                self,
+                Path(local),
+                remote,
+                chosen,
+                direction=direction,
+                delete=delete,
+                route=route,
+                progress=progress,
+                account=self._account(account),
+            )
 
     async def ls(self, path: str, *, hidden: bool = False, recursive: bool = False) -> list[FileEntry]:
         """The entries of a directory, without `.` and `..`; with `recursive` of the whole tree, names relative to it.
@@ -454,29 +391,6 @@ class System:
             system=name,
             hint="Name one (`--workdir`, `workdir=`)",
         )
-
-
-def _filter(include: Sequence[str], exclude: Sequence[str], max_file_size: int | None) -> Filter | None:
-    if not include and not exclude and max_file_size is None:
-        return None
-    from hpcbridge.staging.trees.patterns import Filter
-
-    return Filter(tuple(include), tuple(exclude), max_file_size)
-
-
-def _check_file(size: int, path: str, max_size: int | None, *, for_trees: bool) -> None:
-    from hpcbridge.errors import InvalidRequest, TooLarge
-
-    if for_trees:
-        raise InvalidRequest(f"{path} is a file: patterns and max_file_size choose what of a directory goes", path=path)
-    if max_size is not None and size > max_size:
-        raise TooLarge(f"{path} has {size} bytes, more than the {max_size} allowed", path=path)
-
-
-def _not_sent(size: int) -> TransferResult:
-    from hpcbridge.staging import TransferResult
-
-    return TransferResult("none", size, 0.0)
 
 
 def _paths(given: str | Sequence[str]) -> Sequence[str]:

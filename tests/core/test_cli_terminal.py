@@ -28,13 +28,16 @@ def in_terminal(
     process = subprocess.Popen([*COMMAND, *arguments], env=env, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown: list[bytes] = []
+    pressed = False
 
     def read() -> None:
+        nonlocal pressed
         try:
             while chunk := os.read(ours, 65536):
                 shown.append(chunk)
-                if interrupt_at is not None and interrupt_at in b"".join(shown).decode(errors="replace"):
+                if not pressed and interrupt_at and interrupt_at in b"".join(shown).decode(errors="replace"):
                     process.send_signal(signal.SIGINT)
+                    pressed = True
         except OSError:  # the other side is closed
             return
 

@@ -106,7 +106,9 @@ def test_patterns_and_sizes_choose_what_goes(hpcbridge: Run, there: str, inputs:
     assert sorted(path.name for path in (inputs.parent / "back").iterdir()) == ["a.txt", "link", "run.sh"]
 
 
-@pytest.mark.parametrize("command", ["put inputs {}/z", "put inputs/a.txt {}/z", "get {}/there back"])
+@pytest.mark.parametrize(
+    "command", ["put inputs {}/z", "put inputs/a.txt {}/z", "get {}/there back", "sync inputs {}/z"]
+)
 def test_more_than_max_size_is_refused_before_anything_is_sent(
     hpcbridge: Run, sandbox: SandboxProcess, there: str, inputs: Path, command: str
 ) -> None:
@@ -115,7 +117,7 @@ def test_more_than_max_size_is_refused_before_anything_is_sent(
     done = hpcbridge(*command.replace("{}", there).split(), "--max-size", "1")
     assert done.returncode == 1
     assert "more than" in done.stderr
-    if command.startswith("put"):
+    if not command.startswith("get"):
         assert changing(sandbox) == []
 
 

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
         ("submit run.sh --env UNSET_VARIABLE", "UNSET_VARIABLE=VALUE"),
         ("submit run.sh --queue-timeout 5", "with --wait only"),
         ("submit run.sh --key=", "a key must not be empty"),
-        ("put /x", "Missing argument 'LOCAL...'"),
+        ("put /x", "Missing argument 'LOCAL'"),
         ("put run.sh somewhere", "write /absolute/path or system:/absolute/path"),
         ("put run.sh daint:somewhere", "did you mean daint:/somewhere?"),
         ("put nothing /x", "'nothing' does not exist on this machine"),
@@ -52,10 +52,10 @@ def folder(tmp_path: Path) -> Path:
         ("sync nothing daint:/x", "'nothing' does not exist on this machine"),
         ("sync run.sh daint:/x", "hpcbridge put"),
         ("sync daint:/x run.sh", "'run.sh' is a file"),
-        ("cp /x", "Missing argument 'SOURCE...'"),
+        ("cp /x", "Missing argument 'SOURCE'"),
         ("cp daint:/x eiger:/y", "on several systems (daint, eiger)"),
         ("mv a daint:/y", "'a' is not a remote path"),
-        ("rm", "Missing argument 'PATH...'"),
+        ("rm", "Missing argument 'PATH'"),
         ("ls relative/path", "'relative/path' is not a remote path"),
         ("logs", "Missing argument 'JOB'"),
         ("--site", "--site"),
@@ -71,7 +71,8 @@ def test_wrong_usage_is_told(arguments: str, said: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["systems", "doctor", "submit run.sh", "status 1", "logs 1", "cancel 1", "ls", "home", "cat /x", "rm /x", "du"]
+    "command",
+    ["systems", "doctor", "submit run.sh", "status 1", "logs 1", "cancel 1", "ls", "home", "cat /x", "rm /x", "du"],
 )
 def test_without_configuration_it_says_what_to_set(command: str, folder: Path) -> None:
     done = run_cli(*command.split(), cwd=folder)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpcbridge.cli import output
+from hpcbridge.cli.calls import Call, call_on, goes_on, print_changes
 from hpcbridge.cli.context import (
     AccountOption,
     DryRunOption,
@@ -24,14 +25,12 @@ from hpcbridge.cli.context import (
     run,
     state_of,
 )
-from hpcbridge.cli.progress import Display
 from hpcbridge.cli.remote import parse_remotes
 from hpcbridge.cli.sizes import human
 
 if TYPE_CHECKING:
     from hpcbridge.errors import HpcBridgeError
     from hpcbridge.staging.context import Transfer
-    from hpcbridge.staging.remote.globs import Found
     from hpcbridge.staging.remote.operations import Failures, Usage
 
 PathsArgument = Annotated[
@@ -59,102 +58,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("mkdir")(mkdir)
     app.command("du", context_settings=OWN_H)(du)
     app.command("home")(home)
-
-
-# --- What they share --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Call:
-    """One command at work on one system; what fails of its paths is collected, and told at the end."""
-
-    t: Transfer
-    display: Display
-    failures: Failures = field(default_factory=dict)
-
-    @property
-    def system(self) -> str:
-        """The system's name."""
-        return self.t.name
-
-    async def expand(self, patterns: Sequence[str], *, missing_ok: bool = False) -> list[Found]:
-        """What the patterns match; one that matches nothing is a failure unless `missing_ok`."""
-        from hpcbridge.errors import NotFound
-        from hpcbridge.staging.remote import globs
-        from hpcbridge.staging.remote.operations import ABOUT_PATHS
-
-        async def one(pattern: str) -> list[Found]:
-            try:
-                return await globs.expand(self.t, pattern)
-            except NotFound as error:
-                if not missing_ok:
-                    self.failures[pattern] = error
-            except ABOUT_PATHS as error:
-                self.failures[pattern] = error
-            return []
-
-        return [found for part in await asyncio.gather(*map(one, patterns)) for found in part]
-
-    async def paths(self, patterns: Sequence[str], *, missing_ok: bool = False) -> list[str]:
-        """Like `expand`, the paths alone, each once."""
-        return list(dict.fromkeys(found.path for found in await self.expand(patterns, missing_ok=missing_ok)))
-
-    async def each(self, paths: Sequence[str], work: Callable[[str], Awaitable[Any]]) -> dict[str, Any]:
-        """Path -> what `work` gave, side by side; failures about a path are collected."""
-        from hpcbridge.staging.remote.operations import ABOUT_PATHS
-
-        async def one(path: str) -> tuple[str, Any]:
-            try:
-                return path, await work(path)
-            except ABOUT_PATHS as error:
-                self.failures[path] = error
-                return path, None
-
-        results = await asyncio.gather(*map(one, paths))
-        return {path: result for path, result in results if path not in self.failures}
-
-    def raise_failures(self) -> None:
-        """Raise what has failed."""
-        from hpcbridge.errors import SomeFailed
-
-        if len(self.failures) == 1:
-            raise next(iter(self.failures.values()))
-        if self.failures:
-            raise SomeFailed("", failures=self.failures)
-
-
-@asynccontextmanager
-async def _call(
-    state: State, system: str | None, label: str, *, account: str | None = None, quiet: bool = False
-) -> AsyncIterator[Call]:
-    from hpcbridge.staging.remote import jobs
-
-    async with connect(state) as hpc:
-        chosen = choose_system(hpc, state, system)
-        await chosen.resolve()
-        with Display(label, quiet=quiet, state=state) as display:
-            yield Call(await jobs.context(chosen, account=account, progress=display.show), display)
-
-
-def _goes_on(state: State, text: str) -> None:
-    """What to say after an interrupt: a job of ours is not ended with the command."""
-    state.interrupt_note = f"{text}\nA job of it goes on: hpcbridge status {{job}}    End it: hpcbridge cancel {{job}}"
-
-
-def _print_changes(
-    call: Call, verb: str, paths: Sequence[str], *, as_json: bool, dry_run: bool, destination: str | None = None
-) -> None:
-    done = [path for path in paths if path not in call.failures]
-    if as_json:
-        value: dict[str, Any] = {"system": call.system, "dry_run": dry_run}
-        if destination is not None:
-            value["destination"] = destination
-        value["done"] = done
-        value["failed"] = [{"path": path, "error": str(error)} for path, error in call.failures.items()]
-        output.print_json(value)
-    elif dry_run:
-        for path in done:
-            output.print_line(f"would {verb} {path}" + (f" -> {destination}" if destination is not None else ""))
 
 
 # --- ls, cat ----------------------------------------------------------------------------------------------------------
@@ -204,7 +107,7 @@ async def _ls(
 ) -> None:
     from hpcbridge.cli.listings import look, print_listings, records
 
-    async with _call(state, system, "ls", quiet=as_json) as call:
+    async with call_on(state, system, "ls", quiet=as_json) as call:
         patterns = patterns or [await call.t.system.home()]
         found = await call.expand(patterns)
         operands = {each.path: each for each in found}
@@ -238,7 +141,7 @@ async def _cat(state: State, system: str | None, patterns: list[str], account: s
     from hpcbridge.staging.remote import reading
     from hpcbridge.staging.remote.operations import ABOUT_PATHS
 
-    async with _call(state, system, "cat", account=account) as call:
+    async with call_on(state, system, "cat", account=account) as call:
         for path in await call.paths(patterns):
             try:
                 async with aclosing(reading.read(call.t, path)) as blocks:
@@ -332,11 +235,11 @@ async def _carry(
     from hpcbridge.staging.remote import operations
 
     system, (*patterns, destination) = parse_remotes(texts, "SOURCE")
-    async with _call(state, system, verb, account=account, quiet=quiet or as_json) as call:
+    async with call_on(state, system, verb, account=account, quiet=quiet or as_json) as call:
         found = await call.paths(patterns)
         if len(patterns) > 1 or found != patterns:
             destination = f"{destination.rstrip('/')}/"  # several, or a pattern that may have matched only one
-        _goes_on(state, "It may be half done.")
+        goes_on(state, "It may be half done.")
         if found and dry_run:
             failures = await operations.check(call.t, found, destination, recursive=recursive)
             call.failures.update(failures)
@@ -344,7 +247,7 @@ async def _carry(
             call.failures.update(await work(call.t, found, destination))
         call.display.close()
         shown = output.printable(destination) if not as_json else destination
-        _print_changes(call, verb, found, as_json=as_json, dry_run=dry_run, destination=shown)
+        print_changes(call, verb, found, as_json=as_json, dry_run=dry_run, destination=shown)
         call.raise_failures()
 
 
@@ -371,9 +274,9 @@ def rm(
     async def work() -> None:
         from hpcbridge.staging.remote import operations
 
-        async with _call(state, named, "rm", account=account, quiet=quiet or json) as call:
+        async with call_on(state, named, "rm", account=account, quiet=quiet or json) as call:
             found = await call.paths(patterns, missing_ok=force)
-            _goes_on(state, "Some of it may be removed.")
+            goes_on(state, "Some of it may be removed.")
             failures = await operations.remove(
                 call.t,
                 found,
@@ -384,7 +287,7 @@ def rm(
             )
             call.failures.update(failures)
             call.display.close()
-            _print_changes(call, "rm", found, as_json=json, dry_run=dry_run)
+            print_changes(call, "rm", found, as_json=json, dry_run=dry_run)
             call.raise_failures()
 
     run(work())
@@ -410,10 +313,10 @@ def mkdir(
     async def work() -> None:
         from hpcbridge.staging.remote import operations
 
-        async with _call(state, named, "mkdir", account=account, quiet=quiet or json) as call:
+        async with call_on(state, named, "mkdir", account=account, quiet=quiet or json) as call:
             call.failures.update(await operations.make(call.t, wanted, parents=parents, dry_run=dry_run))
             call.display.close()
-            _print_changes(call, "mkdir", wanted, as_json=json, dry_run=dry_run)
+            print_changes(call, "mkdir", wanted, as_json=json, dry_run=dry_run)
             call.raise_failures()
 
     run(work())
@@ -463,7 +366,7 @@ async def _du(
     from hpcbridge.staging.remote import operations
 
     few = asyncio.Semaphore(MEASURED_AT_ONCE)
-    async with _call(state, system, "du", account=account, quiet=quiet or as_json) as call:
+    async with call_on(state, system, "du", account=account, quiet=quiet or as_json) as call:
 
         async def measure(path: str) -> Usage:
             async with few:

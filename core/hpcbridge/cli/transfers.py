@@ -212,6 +212,7 @@ def sync(
     exclude: ExcludeOption = None,
     exclude_from: ExcludeFromOption = None,
     max_file_size: MaxFileSizeOption = None,
+    max_size: MaxSizeOption = None,
     recursive: RecursiveOption = False,  # noqa: ARG001
     dry_run: DryRunOption = False,
     account: AccountOption = None,
@@ -228,7 +229,12 @@ def sync(
 
     state = state_of(ctx, site, system)
     direction = direction_of(source, target)
-    options = {"route": _checked(route, "auto")["route"], "account": account, "delete": delete}
+    options = {
+        "route": _checked(route, "auto")["route"],
+        "account": account,
+        "delete": delete,
+        "max_size": parse_size(max_size, "--max-size"),
+    }
     chosen = choice_of(include, exclude, exclude_from, max_file_size)
     state.interrupt_note = "Repeat the command: what has arrived is not sent again."
     moving = Moving(state, chosen, options, quiet=quiet, as_json=json, dry_run=dry_run)
