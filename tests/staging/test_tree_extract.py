@@ -222,6 +222,11 @@ def test_huge_headers_are_not_read_into_memory(into):
     assert endless.given < 3 * HEADER_MAX
 
 
+def test_many_small_headers_are_not_a_huge_one(into, monkeypatch):
+    monkeypatch.setattr("hpcbridge.staging.trees.extract.HEADER_MAX", 4096)
+    assert len(extract(whole(*(member(f"{n}" * 150) for n in range(10))), into)) == 10
+
+
 class Zeros:
     """A stream that never ends."""
 

@@ -184,10 +184,14 @@ class _Merge:
 
     def _finish(self, path: bytes) -> None:
         """Give a directory at its place what it had when it was staged, and remove the empty one it came from."""
+        try:
+            left = self.source.look(path)
+        except FileNotFoundError:
+            return  # the directory above has been finished, and this one before it
         found = self.there.look(path)
         if found is not None and stat.S_ISDIR(found.st_mode) and os.geteuid() in (found.st_uid, 0):
             self.there.unlock(path)
             self.there.finish(path, *self.modes.known[path])
-        with suppress(FileNotFoundError):
+        if left is not None:
             source, name = self.source.parent(path)
             os.rmdir(name, dir_fd=source)
