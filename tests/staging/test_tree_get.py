@@ -47,7 +47,7 @@ TREE = Directory(
         b"hole": File((None, b"x", None)),
     }
 )
-HOME = "/home/alice"
+HOME = "/home/alice/gets"
 
 
 @pytest.fixture
@@ -62,6 +62,11 @@ async def system(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> As
 def place(sandbox: SandboxProcess, name: str, tree: Directory = TREE) -> Path:
     """A tree of alice's on the cluster, as this machine sees it."""
     there = sandbox.host_path(f"{HOME}/{name}")
+    if not there.parent.exists():
+        there.parent.mkdir()
+        shutil.copystat(there.parents[1], there.parent)
+        home = there.parents[1].stat()
+        os.chown(there.parent, home.st_uid, home.st_gid)
     shutil.rmtree(there, ignore_errors=True)
     there.mkdir(mode=0o750)
     make(there, tree)

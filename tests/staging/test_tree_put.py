@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from hpcbridge.errors import (
     TransferError,
 )
 from hpcbridge.staging import Progress, keyed_jobs
+from hpcbridge.staging.trees.download import get_tree
 from hpcbridge.staging.trees.entries import Entry, Kind, Member
 from hpcbridge.staging.trees.patterns import Filter
 from hpcbridge.staging.trees.results import Action
 from hpcbridge.staging.trees.upload import put_tree
-from support.sandbox import SandboxProcess
+from support.sandbox import SandboxProcess, start_sandbox
 from support.staging import clear_leftovers, connected, leftovers
 from support.trees import Directory, File, Link, make, snapshot
 
@@ -130,6 +132,8 @@ async def test_a_directory_whose_parent_is_not_ours_is_staged_inside(
     assert {path: found[path] for path in snapshot(tree)} == snapshot(tree)
     assert kept.keys() <= found.keys()
     assert leftovers(sandbox) == []
+    for name in TREE.children:
+        subprocess.run(["rm", "-rf", os.fsencode(sandbox.host_path(HOME)) + b"/" + name], check=True)
 
 
 async def test_refused_before_anything_is_sent(
@@ -186,6 +190,27 @@ async def test_a_place_that_is_not_ours_is_permission_denied(
     with pytest.raises(PermissionDenied):
         await put_tree(system, tree, f"{HOME}/put-closed/inner")
     shutil.rmtree(closed)
+
+
+async def test_a_directory_in_which_no_job_can_start_is_refused_before_anything_is_sent(
+    system: hpcbridge.System, sandbox: SandboxProcess, tree: Path
+) -> None:
+    await system.mkdir(f'{HOME}/put-q"')
+    with pytest.raises(InvalidPath, match="no job"):
+        await put_tree(system, tree, f'{HOME}/put-q"/tree')
+    # Its own name may be anything that a call can name: the job is started beside it.
+    await put_tree(system, tree, f'{HOME}/put-q"')
+    assert snapshot(sandbox.host_path(f'{HOME}/put-q"')) == snapshot(tree)
+    assert leftovers(sandbox) == []
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "rest"])
+async def test_other_scheduler_modes(tree: Path, tmp_path: Path, mode: str) -> None:
+    with start_sandbox("--user", "alice", "--accounting-lag", "1", "--scheduler-mode", mode) as sandbox:
+        async with connected(sandbox) as system:
+            await put_tree(system, tree, f"{HOME}/modes")
+            await get_tree(system, f"{HOME}/modes", tmp_path / "out")
+    assert snapshot(tmp_path / "out") == snapshot(tree)
 
 
 async def test_a_dry_run_says_what_would_be_sent(system: hpcbridge.System, sandbox: SandboxProcess, tree: Path) -> None:

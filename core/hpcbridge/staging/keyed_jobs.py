@@ -31,14 +31,30 @@ MINUTES = 10
 """Time limit of a short job; a site's own limit in its transfer directives is kept for those."""
 
 
-def spec(t: Transfer, *, script: str, directory: str, label: str, session: str) -> JobSpec:
-    """A small job in the place that the site has for transfers. Raises InvalidPath for a directory jobs cannot use."""
-    if any(c in '"\\' for c in directory):
+def can_run_in(t: Transfer, directory: str) -> bool:
+    """Whether jobs of ours can be started in a directory: its name is in directives, and in hybrid mode on a line."""
+    blank = t.info.scheduler.mode == "hybrid" and any(c.isspace() for c in directory)
+    return not blank and not any(c in '"\\' for c in directory)
+
+
+def require_runnable(t: Transfer, directory: str) -> None:
+    """Raise InvalidPath for a directory that jobs cannot be started in; to be asked before anything is sent."""
+    if not can_run_in(t, directory):
         raise t.error("no job can be started in this directory", kind=InvalidPath, path=directory)
+
+
+def spec(t: Transfer, *, script: str, directory: str, label: str, session: str, work: int | None = None) -> JobSpec:
+    """A small job in the place that the site has for transfers. Raises InvalidPath for a directory jobs cannot use.
+
+    `work`: bytes that the job takes as long for as for its real work, which its time limit is made of; default: `size`
+    of the transfer.
+    """
+    require_runnable(t, directory)
     fields = transfer_directives(t.info.transfer_directives, t.info.scheduler.mode, t.account)
-    minutes = MINUTES + t.size // RATE // 60
+    minutes = MINUTES + (t.size if work is None else work) // RATE // 60
     own_limit = any("--time" in line or line.startswith("-t") for line in fields.get("directives", ()))
-    if minutes > MINUTES or not own_limit:
+    # The scheduler's REST mode carries no time limit: the partition's holds.
+    if t.info.scheduler.mode != "rest" and (minutes > MINUTES or not own_limit):
         fields["time"] = str(minutes)
     log = f"{directory}/{session}.log"
     return JobSpec(script=script, workdir=directory, name=label, output=log, error=log, **fields)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hpcbridge.errors import AlreadyExists, HpcBridgeError, NotFound
+from hpcbridge.staging import keyed_jobs
 from hpcbridge.staging.context import PATIENCE, Transfer, task_group
 from hpcbridge.staging.joining import STAGE_PREFIX, Answer, Verdict, parse_sums, piece_name
 from hpcbridge.staging.names import RemotePath
@@ -97,10 +98,12 @@ async def open_stage(
 ) -> Stage:
     """Make the staging directory for `source` in pieces of `piece` bytes, or find an earlier attempt's.
 
-    `parents` makes the directories that lead there, too. Raises PathNotFound, PermissionDenied.
+    `parents` makes the directories that lead there, too. Raises PathNotFound, PermissionDenied, and InvalidPath where
+    no job could take the pieces.
     """
     t.reporter.phase(Phase.CHECKING, "looking for pieces of an earlier attempt")
     directory = stage_directory(target, source.identity, piece, inside=inside)
+    keyed_jobs.require_runnable(t, directory)
     names: dict[str, int] = {}
     try:
         await t.client.mkdir(t.name, directory, parents=False, patience=PATIENCE)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcbridge.errors import (
-    AlreadyExists,
     HpcBridgeError,
     IntegrityError,
     InvalidPath,
@@ -165,12 +164,18 @@ class _Request:
         """The job, in a staging directory on the system."""
         return Pack(stage, session, self.source, self.filter, self.t.limits.download, most, self.max_size, listing)
 
-    async def places(self) -> list[str]:
-        """Directories that the staging directory can be made in: beside the source, in it, and the user's own."""
+    def places(self) -> list[str]:
+        """Directories in which the staging directory can be made, if they allow it: beside the source, and in it."""
+        from hpcbridge.staging import keyed_jobs
+
         t, source = self.t, self.source
         beside = [source.directory] if source.directory != "/" and is_inside(t, source.directory) else []
-        # No job can be started in some directories, and no transfer script can name them.
-        return [each for each in (*beside, str(source)) if RemotePath(each, "x").scripts_carry_it]
+        by_script = self.wanted in (Route.S3, Route.STREAMER)
+        return [
+            each
+            for each in (*beside, str(source))
+            if keyed_jobs.can_run_in(t, each) and (not by_script or RemotePath(each, "x").scripts_carry_it)
+        ]
 
     async def pack(self, plan: Pack) -> str | None:
         """Run the job; returns its answer, None when it ended without one. Raises like `get_tree`."""
@@ -211,7 +216,7 @@ async def _make_stage(request: _Request, note: Callable[[str], None]) -> str:
     from hpcbridge.staging import keyed_jobs
 
     t = request.t
-    for place in await request.places():
+    for place in request.places():
         stage = posixpath.join(place, STAGE_PREFIX + secrets.token_hex(8))
         note(stage)
         try:
@@ -273,21 +278,19 @@ class _Download:
 
     async def run(self, *, resume: bool) -> TreeResult:
         taken_up = resume and await self._taken_up()
-        if not taken_up:
-            await self._begin()
-        try:
-            return await self._finish()
-        except (IntegrityError, NotFound):
-            # What an earlier attempt had packed is damaged, or somebody has removed it.
+        while True:
             if not taken_up:
-                await self._discard()
-                raise
-        except HpcBridgeError as error:
-            if not _worth_keeping(error):
-                await self._discard()
-            raise
-        await self._begin()
-        return await self._finish()
+                await self._begin()
+            try:
+                return await self._finish()
+            except HpcBridgeError as error:
+                # What an earlier attempt had packed is damaged, or somebody has removed it.
+                broken = isinstance(error, IntegrityError | NotFound)
+                if broken or isinstance(error, InvalidPath | PermissionDenied | TooLarge):
+                    await self._discard()
+                if not (broken and taken_up):
+                    raise
+            taken_up = False
 
     async def _taken_up(self) -> bool:
         """Whether an earlier attempt can be gone on with."""
@@ -303,7 +306,10 @@ class _Download:
             from hpcbridge.staging import keyed_jobs
 
             # Noted before it was made; its job may have answered since.
-            await keyed_jobs.make_directory(self._t, self._journal.about["stage"])
+            try:
+                await keyed_jobs.make_directory(self._t, self._journal.about["stage"])
+            except (NotFound, PermissionDenied):
+                return False
         return True
 
     async def _begin(self) -> None:
@@ -439,8 +445,13 @@ class _Download:
         # The job's own words bound what a small archive may become; headers, long names and padding come on top.
         entries = packed.files + packed.directories + packed.links
         most = None if self._request.max_size is None else self._request.max_size + (64 << 10) * (entries + 16)
-        with part_path(self._place.staged).open("rb") as stream:
-            found = extract(stream, self._place.fresh(), max_size=most, compression=packed.compression)
+        try:
+            with part_path(self._place.staged).open("rb") as stream:
+                found = extract(stream, self._place.fresh(), max_size=most, compression=packed.compression)
+        except BaseException:
+            # The archive is kept; half a tree beside it would only need more room.
+            self._place.clear()
+            raise
         counts = Counter(entry.kind for entry in found)
         return [counts[Kind.FILE], counts[Kind.DIRECTORY], counts[Kind.LINK]]
 
@@ -455,8 +466,3 @@ class _Download:
         publish(self._place.staged, self._place.target)
         if new and self._mode & 0o700 != 0o700:
             self._place.target.chmod(self._mode)
-
-
-def _worth_keeping(error: HpcBridgeError) -> bool:
-    """Whether the same call may go on where this one failed: not where it would fail in the same way."""
-    return not isinstance(error, AlreadyExists | InvalidPath | PermissionDenied | TooLarge)

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from hpcbridge.staging.pieces import Stage
     from hpcbridge.staging.source import SourceFile
 
+PER_ENTRY = 250_000
+"""Bytes that an entry counts for in the job's time limit: a slow file system makes 200 files in a second."""
+
 
 async def put_tree(
     system: TransferSystem,
@@ -84,8 +87,6 @@ async def put_tree(
     """
     begun, checked = time.monotonic(), verification(verify)
     target = parse_tree(remote)
-    if max_size is not None and max_size < 0:
-        raise TooLarge("max_size is negative")
     contents = asyncio.ensure_future(asyncio.to_thread(_contents, local, filter))
     try:
         info = await system.client.system(system.name, patience=PATIENCE)
@@ -247,7 +248,12 @@ class _Upload:
             stage.attempts,
         )
         job = keyed_jobs.spec(
-            t, script=plan.script(), directory=stage.directory, label="hpcbridge-put", session=stage.session
+            t,
+            script=plan.script(),
+            directory=stage.directory,
+            label="hpcbridge-put",
+            session=stage.session,
+            work=size + len(self._contents.members) * PER_ENTRY,
         )
         t.reporter.phase(Phase.QUEUED, "submitting the unpacking job")
         # The directory, which is part of the job's name, stands for the tree and its place.
