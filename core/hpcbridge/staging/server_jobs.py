@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcbridge.errors import HpcBridgeError, JobNotFound, NotFound
 from hpcbridge.jobs.state import JobInfo
-from hpcbridge.staging.context import PATIENCE, Transfer
+from hpcbridge.staging.context import PATIENCE, Transfer, given_up, watched
 from hpcbridge.staging.progress import Phase
 
 if TYPE_CHECKING:
@@ -33,15 +33,28 @@ SEEING_OFF = 60.0
 """Longest wait in seconds for the end of a job that is of no use any more."""
 CLOCKS = 120.0
 """Seconds by which the clocks here and there may differ."""
+FIRST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 2.0, 0.1, 15.0
+"""Seconds between two looks into a running job's log: a share of the time waited so far, within these bounds."""
 LOG_LAG = 6.0
 """Seconds for which a log may be missing or incomplete after the job's end: network file systems cache."""
 
 
-async def wait(t: Transfer, job: TransferJob) -> JobInfo:
-    """Wait for the server's job and make sure that it did its work. Raises TransferError with its own words."""
-    info = await t.system.watcher.wait(job.job_id, on_change=lambda now: show(t, now))
-    await confirm(t, job, info)
-    return info
+async def wait(t: Transfer, job: TransferJob) -> None:
+    """Wait for the server's job and make sure that it did its work. Raises TransferError with its own words.
+
+    Its log tells as soon as it has; accounting is seconds later, and listings are up to 15 s apart by then.
+    """
+    begun = time.monotonic()
+    watching = asyncio.ensure_future(watched(t, job.job_id, lambda now: show(t, now)))
+    try:
+        while not watching.done():
+            pause = min(max(FIRST_PAUSE, (time.monotonic() - begun) * PAUSE_SHARE), LONGEST_PAUSE)
+            await asyncio.wait({watching}, timeout=pause)
+            if SUCCESS in await read_log(t, job.output_log, polling=True):
+                return
+        await confirm(t, job, watching.result())
+    finally:
+        await given_up(watching)
 
 
 async def did_its_work(t: Transfer, job: TransferJob) -> None:
@@ -76,12 +89,12 @@ async def confirm(t: Transfer, job: TransferJob, info: JobInfo) -> None:
     )
 
 
-async def read_log(t: Transfer, path: str | None) -> str:
+async def read_log(t: Transfer, path: str | None, *, polling: bool = False) -> str:
     """The log's text; "" when there is none (yet)."""
     if path is None:
         return ""
     with suppress(NotFound):
-        return (await t.client.download(t.name, path, patience=PATIENCE)).decode(errors="replace")
+        return (await t.client.download(t.name, path, patience=PATIENCE, polling=polling)).decode(errors="replace")
     return ""
 
 
