@@ -95,14 +95,13 @@ class Journal:
     def remove(self) -> None:
         """Nothing has to be remembered any more."""
         self.about, self.entries = {}, []
-        if self._fd >= 0:
-            self._path.unlink(missing_ok=True)
+        self._unlink()
 
     def close(self) -> None:
         """Let go of it, and remove it when nothing was noted."""
         if self._fd >= 0:
             if not self.about:
-                self._path.unlink(missing_ok=True)
+                self._unlink()
             os.close(self._fd)
             self._fd = -1
 
@@ -113,6 +112,12 @@ class Journal:
     def __exit__(self, *_: TracebackType | type[BaseException] | BaseException | None) -> None:
         """Close it; what was noted stays."""
         self.close()
+
+    def _unlink(self) -> None:
+        # Somebody may have deleted it, and another process begun one of the same name.
+        with suppress(FileNotFoundError):
+            if self._fd >= 0 and self._path.stat().st_ino == os.fstat(self._fd).st_ino:
+                self._path.unlink()
 
     def _write(self, entry: Entry, size: int | None) -> None:
         if self._fd < 0:
