@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpcbridge.errors import AlreadyExists, IntegrityError, TooLarge, TransferError
+from hpcbridge.staging.trees.directories import Directories
 from hpcbridge.staging.trees.extract import HEADER_MAX, extract
 from support.scale import PROVE
 from support.trees import QUICK, Directory, File, make, snapshot, tar
@@ -366,3 +367,31 @@ def test_nothing_is_ever_written_outside(specs, damage, damaged):
 def outside(root: Path) -> dict[bytes, tuple[object, ...]]:
     """Everything but what is below `into`, with the canary's times."""
     return {path: what for path, what in snapshot(root).items() if path != b"into" and not path.startswith(b"into/")}
+
+
+def test_directories_are_reached_without_following_a_link(tmp_path):
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "outside" / "b").mkdir(parents=True)
+    (tmp_path / "root" / "out").symlink_to("../outside")
+    with Directories(tmp_path / "root") as directories:
+        directories.fd(b"a")
+        for path in (b"out", b"out/b"):
+            with pytest.raises(NotADirectoryError):
+                directories.fd(path)
+        # A directory that is held open is the one that it was, whatever takes its name.
+        (tmp_path / "root" / "a").rename(tmp_path / "root" / "moved")
+        (tmp_path / "root" / "a").symlink_to("../outside/b")
+        directories.make(b"a/new", 0o700)
+    assert (tmp_path / "root" / "moved" / "new").is_dir()
+
+
+def test_a_tree_deeper_than_any_path_needs_few_descriptors(tmp_path):
+    path = b"/".join([b"d"] * 1500)
+    with Directories(tmp_path) as directories:
+        for end in range(1, len(path) + 1, 2):
+            directories.make(path[:end], 0o700)
+        directories.finish(path, 0o755, 5)
+        assert directories.look(path)
+        assert directories.names(path[:-2]) == [b"d"]
+        assert len(os.listdir("/dev/fd")) < 150  # noqa: PTH208
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
