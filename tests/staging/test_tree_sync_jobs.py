@@ -190,7 +190,7 @@ def test_a_job_that_was_killed_anywhere_is_made_good_by_the_same_or_the_next(qui
     chance = random.Random(5)
     with node() as one:
         steps = 1500
-        for number in range(60 if PROVE else 12):
+        for number in range(60 if PROVE else 5):
             for tree in (SOME, OTHER):
                 refill(one.local, tree)
                 job = one.plan(payload=one.payload(), delete=True)
@@ -207,9 +207,9 @@ def test_a_job_that_was_killed_anywhere_is_made_good_by_the_same_or_the_next(qui
                 assert left - {"manifest.new", "cache.new"} == {"manifest", "cache", "beat"}
 
 
-def test_two_syncs_at_once_never_make_a_mixture(tmp_path: Path) -> None:
-    with node() as one:
-        for number in range(6 if PROVE else 2):
+def test_two_syncs_at_once_never_make_a_mixture() -> None:
+    for number in range(6 if PROVE else 2):
+        with node() as one:
             jobs, wanted = [], []
             for tree in (SOME, OTHER):
                 refill(one.local, tree)
@@ -217,8 +217,10 @@ def test_two_syncs_at_once_never_make_a_mixture(tmp_path: Path) -> None:
                 wanted.append(seen(one.local))
             running = [subprocess.Popen(["bash", "-c", job.script()]) for job in jobs]
             assert [each.wait(60) for each in running] == [0, 0]
-            assert [one.answer(job).verdict for job in jobs] == [Verdict.APPLIED, Verdict.APPLIED]
-            assert seen(one.tree) in wanted, number
+            answers = [one.answer(job).verdict for job in jobs]
+            # The later one supposed that nothing was there, and is told better.
+            assert sorted(answers) == [Verdict.APPLIED, Verdict.BASE]
+            assert seen(one.tree) == wanted[answers.index(Verdict.APPLIED)], number
 
 
 def test_a_job_that_waits_too_long_for_its_turn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,9 +351,9 @@ def test_content_that_is_there_is_not_asked_for() -> None:
 
 @pytest.mark.needs("strace")
 def test_no_process_per_file() -> None:
-    """A thousand files cost about as many processes as ten."""
+    """Hundreds of files cost as many processes as ten."""
     counts = []
-    for files in (10, 1000):
+    for files in (10, 400):
         with node() as one:
             (one.local / "d").mkdir()
             for number in range(files):
