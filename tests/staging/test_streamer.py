@@ -149,6 +149,7 @@ async def test_any_content_arrives_as_it_is(
     source.close()
     part = PartFile.open(back, Source("s", "s", str(target), size, 1), RANGE)
     assert await streamer.get(t, target, part) == digest
+    assert list(part.missing()) == []
     part.publish()
     part.close()
     assert back.read_bytes() == content
@@ -273,6 +274,18 @@ async def test_secrets_are_seen_nowhere(
         assert secret not in caplog.text
         assert secret not in told
         assert secret not in kept
+
+
+@pytest.mark.parametrize(
+    "coordinates",
+    [None, "", "!", "e30=", "bnVsbA==", "eyJpcHMiOiBbXSwgInBvcnRzIjogWzFdLCAic2VjcmV0IjogImh1c2gtaHVzaCJ9"],
+)
+def test_coordinates_that_cannot_be_read_are_not_shown(coordinates: str | None) -> None:
+    answer = {"transferJob": {"jobId": "1"}, "transferDirectives": {"coordinates": coordinates}}
+    with pytest.raises(ValueError, match="the coordinates of the streamer cannot be read") as caught:
+        Stream.from_json(answer)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "hush" not in told
 
 
 async def test_without_the_library_the_extra_is_named(

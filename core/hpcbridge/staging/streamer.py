@@ -206,8 +206,12 @@ class _Download(_Streamed):
         return await t.client.stream_download(t.name, str(self._path), account=t.account, patience=PATIENCE)
 
     async def _carry(self, stream: Stream) -> str | None:
-        self._part.forget()
-        return await _receive(self._t, self._path, stream, self._part)
+        part = self._part
+        part.forget()
+        agreed = await _receive(self._t, self._path, stream, part)
+        for index in range(part.count):
+            part.mark(index)
+        return agreed
 
 
 async def _compared(t: Transfer, source: SourceFile, target: RemotePath, digest: str) -> str | None:

@@ -48,7 +48,7 @@ INSTALL_LIMIT = 900.0
 STARTING = "Starting firecrest streamer"
 STALL = 300.0
 """Seconds in which one message must pass."""
-ENDING = 60.0
+ENDING = 300.0
 """Seconds for the streamer to write what it has received, once everything is sent."""
 
 # Not in the tree of loggers: at level DEBUG, the library logs the header that holds the secret.
