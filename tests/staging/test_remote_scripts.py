@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hpcbridge.staging.remote.scripts import Answer, Changes, Records, Verb, parse_answer
@@ -294,6 +294,7 @@ def test_what_cannot_be_listed_is_said(folder: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(names, names, st.integers(0, 5000)), min_size=1, max_size=8))
+@example([(b" ", b" lead", 1), (b"trail ", b"\n", 2), (b"a]b", b"$x", 3), (b"'", b'"', 4)])
 def test_sizes_add_up_whatever_the_names(files: list[tuple[bytes, bytes, int]]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

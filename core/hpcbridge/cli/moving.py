@@ -7,6 +7,7 @@ import glob
 import os
 import posixpath
 import stat
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 4
 """Files of one command that move at a time; each has up to four requests in flight, and the client's limiter rules."""
+NAMED_ONE_BY_ONE = 10
+"""Files up to which each has a line of its own in the summary."""
 HOPELESS = (AuthenticationError, ConfigurationError)
 """What fails for one file so will fail for all."""
 
@@ -80,7 +83,8 @@ class Moving:
             system = await self._system(hpc, target.system)
             if len(sources) > 1:
                 await self._require_directory(system, target.path)
-                await self._several([self._up(system, each, target, atomic=atomic) for each in sources])
+                jobs = [self._up(system, each, target, atomic=atomic) for each in sources]
+                await self._several(jobs, "uploading", f"{system.name}:{target.path}")
                 return
             (source,) = sources
             if _is_here(source):
@@ -135,7 +139,8 @@ class Moving:
                     f"several files go into a directory, and {str(local)!r} is none here; make it: mkdir {local}",
                     "LOCAL",
                 )
-            await self._several([self._down(system, path, local) for path in dict.fromkeys(paths)], failures)
+            downs = [self._down(system, path, local) for path in dict.fromkeys(paths)]
+            await self._several(downs, "downloading", str(local), failures)
 
     async def _get_one(self, system: System, path: str, written: str, local: Path, *, default: bool) -> None:
         is_tree = written.endswith("/") or await _is_directory(system, path)
@@ -215,14 +220,16 @@ class Moving:
         elif not self.quiet:
             print_result(result, source, target)
 
-    async def _several(self, jobs: list[Job], failures: dict[str, HpcBridgeError] | None = None) -> None:
+    async def _several(
+        self, jobs: list[Job], phase: str, into: str, failures: dict[str, HpcBridgeError] | None = None
+    ) -> None:
         """Run them side by side; what fails does not stop the others, and is named at the end."""
         _refuse_collisions(jobs)
         failures = dict(failures or {})
         results: dict[str, Result] = {}
-        places = asyncio.Semaphore(AT_ONCE)
+        places, begun = asyncio.Semaphore(AT_ONCE), time.monotonic()
         with Display(f"{len(jobs)} files", quiet=self.quiet, state=self.state) as display:
-            bar = Several(len(jobs), display.show)
+            bar = Several(len(jobs), phase, display.show)
 
             async def one(index: int, job: Job) -> None:
                 async with places:
@@ -240,9 +247,16 @@ class Moving:
             async with task_group() as group:
                 for index, job in enumerate(jobs):
                     group.create_task(one(index, job))
-        self._tell_several(jobs, results, failures)
+        self._tell_several(jobs, results, failures, into, time.monotonic() - begun)
 
-    def _tell_several(self, jobs: list[Job], results: dict[str, Result], failures: dict[str, HpcBridgeError]) -> None:
+    def _tell_several(
+        self,
+        jobs: list[Job],
+        results: dict[str, Result],
+        failures: dict[str, HpcBridgeError],
+        into: str,
+        seconds: float,
+    ) -> None:
         targets = {job.source: job.target for job in jobs}
         done = [source for source in targets if source in results]
         if self.as_json:
@@ -255,9 +269,13 @@ class Moving:
         elif self.dry_run:
             for source in done:
                 print_dry_run(results[source], source, targets[source])
-        elif not self.quiet:
+        elif not self.quiet and len(done) <= NAMED_ONE_BY_ONE:
             for source in done:
                 print_result(results[source], source, targets[source])
+        elif not self.quiet:
+            sent = sum(result.bytes for result in results.values())
+            rate = f", {output.size(int(sent / seconds))}/s" if seconds > 0 else ""
+            output.note(f"{len(done)} files -> {into.rstrip('/')}/: {output.size(sent)} in {seconds:.1f} s{rate}")
         if failures:
             total = len(done) + len(failures)
             raise SomeFailed(f"{len(failures)} of {total} did not arrive" if total > 1 else "", failures=failures)

@@ -136,18 +136,20 @@ class _Lines:
             self._said, self._next = what, now + LINE_EVERY
             detail = f" ({report.detail})" if report.detail else ""
             note(f"{self._label}: {report.phase}{detail}")
-        elif now >= self._next and report.total and not waiting:
+        elif now >= self._next and not waiting:
             self._next = now + LINE_EVERY
-            share = f"{100 * report.done // report.total} % of {size(report.total)}"
-            note(f"{self._label}: {report.phase}, {share}")
+            share = f", {100 * report.done // report.total} % of {size(report.total)}" if report.total else ""
+            detail = f" ({report.detail})" if report.detail else ""
+            note(f"{self._label}: {report.phase}{share}{detail}")
 
 
 class Several:
-    """Many transfers as one: bytes and totals add up; a file that is done stays counted."""
+    """Many transfers as one: bytes and totals add up, and files that are done are counted."""
 
-    def __init__(self, count: int, show: Callable[[Progress], None]) -> None:
-        """`count` transfers, told to `show` as one."""
+    def __init__(self, count: int, phase: str, show: Callable[[Progress], None]) -> None:
+        """`count` transfers that are "uploading" or "downloading" (`phase`), told to `show` as one."""
         self._count = count
+        self._phase = phase
         self._show = show
         self._latest: dict[int, Progress] = {}
         self._finished: set[int] = set()
@@ -157,26 +159,23 @@ class Several:
 
         def told(report: Progress) -> None:
             self._latest[index] = report
-            self._tell(report)
+            self._tell()
 
         return told
 
     def finished(self, index: int) -> None:
         """Transfer `index` has ended, well or not."""
         self._finished.add(index)
-        if latest := self._latest.get(index):
-            self._tell(latest)
+        self._tell()
 
-    def _tell(self, report: Progress) -> None:
+    def _tell(self) -> None:
         from hpcbridge.staging import Progress
 
         reports = self._latest.values()
-        totals = [each.total for each in reports]
         active = [each for index, each in self._latest.items() if index not in self._finished]
-        moving = next((each for each in active if each.phase in _MOVING), None)
-        phase = moving or (report if report in active else next(iter(active), report))
-        detail = f"{len(self._finished)} of {self._count} files"
-        if phase.phase in _WAITING and _JOB.search(phase.detail):
-            detail += f", {phase.detail}"
-        total = sum(each or 0 for each in totals) or None
-        self._show(Progress(phase.phase, sum(each.done for each in reports), total, detail))
+        waiting = [each for each in active if each.phase in _WAITING and _JOB.search(each.detail)]
+        phase, detail = self._phase, f"{len(self._finished)} of {self._count} files"
+        if waiting and len(waiting) == len(active):  # else something moves meanwhile
+            phase, detail = waiting[0].phase, f"{detail}, {waiting[0].detail}"
+        total = sum(each.total or 0 for each in reports) or None
+        self._show(Progress(phase, sum(each.done for each in reports), total, detail))

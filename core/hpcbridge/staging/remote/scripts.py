@@ -1,6 +1,6 @@
 """The batch scripts of cp, mv, rm, mkdir, du and exact listings: plain bash, coreutils and findutils.
 
-Paths travel as base64, one per line, so that no character of a name is ever seen by a shell. A script answers in a file
+Paths travel as base64, so that no character of a name is ever part of a script. A script answers in a file
 of one line per failure and a last line `ended`, because the state of a job does not say which of its paths failed.
 Finished paths are on record in the stage: a job that Slurm has requeued goes on where it stopped.
 """
@@ -8,7 +8,7 @@ Finished paths are on record in the stage: a job that Slurm has requeued goes on
 from __future__ import annotations
 
 import re
-from base64 import b64decode, b64encode
+from base64 import b64decode, encodebytes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,24 +38,24 @@ _EACH = r"""
 rerun=; [ ! -s started ] || rerun=yes
 touch started finished
 index=0
-each() {   # source: runs `one` for it, once
-  local path words
-  path=$(unpack "$1"); path=${path%x}
+each() {   # path: runs `one` for it, once
+  local words
   again=
   if [ -n "$rerun" ]; then
     grep -qx "$index" finished && return
     grep -qx "$index" started && again=yes
   fi
   echo "$index" >>started
-  if ! one "$path" 2>errors </dev/null; then
+  if ! one "$1" 2>errors </dev/null; then
     words=$(said); [ -z "${part-}" ] || words=${words//"$part"/"$target"}
     printf 'failed %s %s\n' "$index" "$(printf %s "$words" | base64 -w 0)" >>failures
   fi
   echo "$index" >>finished
 }
-while read -r word; do each "$word"; index=$((index + 1)); done <<'PATHS'
+base64 -d <<'PATHS' >paths
 @PATHS@
 PATHS
+while IFS= read -r -d '' path; do each "$path"; index=$((index + 1)); done <paths
 { cat failures 2>/dev/null; echo ended; } >answer.new
 clean
 answer
@@ -154,7 +154,9 @@ _MEASURE = r"""
 [ -d "$path" ] && [ ! -L "$path" ] && path=$path/
 declare -A bytes files links
 bytes["."]=0
-while IFS=' ' read -r -d '' kind size where; do
+while IFS= read -r -d '' record; do   # taken apart by hand: `read` strips blanks, which names may begin or end with
+  kind=${record%% *} record=${record#* }
+  size=${record%% *} where=${record#* }
   if [ "$kind" != d ]; then
     case $where in */*) where=${where%/*} ;; *) where= ;; esac
   fi
@@ -211,7 +213,7 @@ class Changes:
             SEVERAL=str(int(self.several)),
             RECURSIVE=str(int(self.recursive)),
             OPTIONS=f"'{self.options}'",
-            PATHS="\n".join(b64encode(path).decode() for path in self.paths),
+            PATHS=encodebytes(b"".join(path + b"\0" for path in self.paths)).decode().strip(),
         )
 
 
