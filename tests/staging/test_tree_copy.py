@@ -189,7 +189,8 @@ async def _pyfirecrest(sandbox: SandboxProcess, many: Path, memory: Path) -> tup
 # -- kills -------------------------------------------------------------------------------------------------------------
 
 SIZE = 100_000_000 if PROVE else 26_000_000
-KILLS = 20 if PROVE else 3
+KILLS = 20 if PROVE else 2
+NEEDS_CURL = pytest.mark.needs("curl")
 PIECE = 5 << 20
 TESTS = Path(__file__).parents[1]
 
@@ -215,9 +216,9 @@ def random_tree(root: Path, size: int) -> Path:
     return root
 
 
-def start(sandbox: SandboxProcess, words: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(sandbox: SandboxProcess, words: list[str], log: Path, route: str = "chunked") -> subprocess.Popen[bytes]:
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "support.transfer_child", *words, "chunked", "auto"]
+    command = [sys.executable, "-m", "support.transfer_child", *words, route, "auto"]
     env = os.environ | sandbox.client_env() | {"PYTHONPATH": path}
     with log.open("wb") as out:
         return subprocess.Popen(command, env=env, stdout=out)
@@ -235,7 +236,12 @@ def live_jobs(sandbox: SandboxProcess) -> list[Any]:
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_random_kills(slow: SandboxProcess, tmp_path: Path, own_state: Path, direction: str) -> None:
+@pytest.mark.parametrize(
+    ("route", "kills"), [("chunked", KILLS), pytest.param("s3", KILLS if PROVE else 1, marks=NEEDS_CURL)]
+)
+def test_random_kills(
+    slow: SandboxProcess, tmp_path: Path, own_state: Path, direction: str, route: str, kills: int
+) -> None:
     clear_leftovers(slow)
     source = tmp_path / "source" if direction == "up" else slow.host_path(f"{HOME}/source")
     random_tree(source, SIZE)
@@ -243,7 +249,7 @@ def test_random_kills(slow: SandboxProcess, tmp_path: Path, own_state: Path, dir
     subprocess.run(["chown", "-R", f"{home.st_uid}:{home.st_gid}", source], check=True)
     seed = random.randrange(1 << 30)
     chance, length, killed = random.Random(seed), 0.0, 0
-    for attempt in range(KILLS + 1):
+    for attempt in range(kills + 1):
         slow.delete("/requests")
         if direction == "up":
             name = f"target{attempt}"
@@ -252,9 +258,9 @@ def test_random_kills(slow: SandboxProcess, tmp_path: Path, own_state: Path, dir
             target = tmp_path / f"target{attempt}"
             words = ["down", str(target), f"{HOME}/source"]
         begun = time.monotonic()
-        child = start(slow, words, tmp_path / "log")
+        child = start(slow, words, tmp_path / "log", route)
         if attempt:
-            moment = 0.3 + (attempt - 1 + chance.random()) / KILLS * (length - 0.3)
+            moment = 0.3 + (attempt - 1 + chance.random()) / kills * (length - 0.3)
             try:
                 child.wait(moment)
             except subprocess.TimeoutExpired:
@@ -262,18 +268,18 @@ def test_random_kills(slow: SandboxProcess, tmp_path: Path, own_state: Path, dir
                 child.wait()
                 killed += 1
                 time.sleep(0.3)
-                child = start(slow, words, tmp_path / "log")
+                child = start(slow, words, tmp_path / "log", route)
         assert child.wait(120) == 0, (tmp_path / "log").read_text()
         if not attempt:
             length = time.monotonic() - begun
         assert snapshot(target) == snapshot(source), (seed, attempt)
         _nothing_is_left(slow, tmp_path, own_state)
         # Four streams, each of which may have lost what was under way.
-        if direction == "up":
+        if (direction, route) == ("up", "chunked"):
             assert moved(slow, "POST /filesystem/{}/ops/upload") <= -(-SIZE // PIECE) + 1 + 4, (seed, attempt)
         shutil.rmtree(target)
-    print(f"{direction}: {killed} of {KILLS} killed within {length:.1f} s (seed {seed})")
-    assert killed >= KILLS // 2
+    print(f"{direction} {route}: {killed} of {kills} killed within {length:.1f} s (seed {seed})")
+    assert killed >= kills // 2
 
 
 def _nothing_is_left(sandbox: SandboxProcess, folder: Path, state: Path) -> None:
