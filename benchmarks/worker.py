@@ -1,6 +1,6 @@
 """One transfer in a process of its own, so that its memory and processor time are its own: prints one JSON object.
 
-    python -m benchmarks.worker hpcbridge|pyfirecrest WORK LOCAL REMOTE [--route ROUTE] [--times N] [--like DIR]
+    python -m benchmarks.worker hpcbridge|pyfirecrest WORK LOCAL REMOTE [--route R] [--times N] [--unchecked] [--like DIR]
 
 WORK is `up` or `down` (one file), `tree-up` or `tree-down` (a directory), `sync` (of hpcbridge: what has changed).
 The deployment comes from the environment. Times are seconds since 1970, `rss` is the process's peak in bytes, `cpu` its
@@ -51,6 +51,7 @@ async def by_hpcbridge(arguments: argparse.Namespace) -> dict[str, Any]:
     import hpcbridge
 
     local, remote, route, facts = arguments.local, arguments.remote, arguments.route, dict[str, Any]()
+    verify = None if arguments.unchecked else "auto"
     phases: dict[str, float] = {}
 
     def note(progress: Any) -> None:
@@ -61,9 +62,9 @@ async def by_hpcbridge(arguments: argparse.Namespace) -> dict[str, Any]:
 
         async def transfer() -> None:
             if arguments.work == "up":
-                result = await system.put(local, remote, route=route, progress=note)
+                result = await system.put(local, remote, route=route, verify=verify, progress=note)
             elif arguments.work == "down":
-                result = await system.get(remote, local, route=route, progress=note)
+                result = await system.get(remote, local, route=route, verify=verify, progress=note)
             else:
                 result = await tree(system, arguments)
             facts.update(route=result.route, sha256=getattr(result, "sha256", None), bytes=result.bytes)
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--like")
+    parser.add_argument("--unchecked", action="store_true", help="compare nothing afterwards")
     arguments = parser.parse_args()
     begun, used = time.time(), processor_time()
     facts = asyncio.run((by_hpcbridge if arguments.client == "hpcbridge" else by_pyfirecrest)(arguments))
