@@ -146,6 +146,16 @@ async def test_doubtful_names_cost_a_job_only_where_they_have_to(tree: tuple[San
         assert sum(count for each, count in counts.items() if each.startswith("POST") and each.endswith("/jobs")) == 1
 
 
+async def test_names_that_a_listing_shows_alike_are_told_apart(tree: tuple[SandboxProcess, str, Path]) -> None:
+    sandbox, path, here = tree
+    twins = {"é.txt", "\\303\\251.txt"}
+    (here / "twins").mkdir()
+    for name in twins:
+        (here / "twins" / name).touch()
+    async with connected(sandbox) as system:
+        assert await system.glob(f"{path}/twins/*") == sorted(f"{path}/twins/{name}" for name in twins)
+
+
 async def test_nothing_matched_is_an_error_and_an_exact_name_is_that_file(
     tree: tuple[SandboxProcess, str, Path],
 ) -> None:

@@ -14,6 +14,7 @@ import hpcbridge
 from hpcbridge.errors import (
     Conflict,
     HpcBridgeError,
+    IntegrityError,
     InvalidPath,
     IsDirectory,
     PathNotFound,
@@ -241,6 +242,26 @@ async def test_who_stops_reading_leaves_nothing(sandbox: SandboxProcess, system:
         async for _ in blocks:
             break
     assert leftovers(sandbox) == []
+
+
+async def test_what_is_damaged_on_its_way_is_told(
+    sandbox: SandboxProcess, system: hpcbridge.System, there: str
+) -> None:
+    await write(system, f"{there}/f")
+    sandbox.host_path(f"{there}/f").write_bytes(os.urandom(35_000_000))
+    blocks = system.read(f"{there}/f")
+    seen = len(await anext(blocks))
+    (piece,) = sandbox.host_path("/home/alice").glob(".hpcbridge-get-*/*.000008")
+    piece.write_bytes(bytes(piece.stat().st_size))
+
+    async def rest() -> None:
+        nonlocal seen
+        async for block in blocks:
+            seen += len(block)
+
+    with pytest.raises(IntegrityError):
+        await rest()
+    assert seen == 35_000_000
 
 
 async def test_an_empty_file_reads_as_nothing(sandbox: SandboxProcess, system: hpcbridge.System, there: str) -> None:
