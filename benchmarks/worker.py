@@ -1,10 +1,11 @@
 """One transfer in a process of its own, so that its memory and processor time are its own: prints one JSON object.
 
-    python -m benchmarks.worker hpcbridge|pyfirecrest WORK LOCAL REMOTE [--route R] [--times N] [--unchecked] [--like DIR]
+    python -m benchmarks.worker CLIENT WORK LOCAL REMOTE [--route ROUTE] [--times N] [--unchecked] [--like DIR]
 
-WORK is `up` or `down` (one file), `tree-up` or `tree-down` (a directory), `sync` (of hpcbridge: what has changed).
-The deployment comes from the environment. Times are seconds since 1970, `rss` is the process's peak in bytes, `cpu` its
-seconds in user and system mode. With `--times` the transfer is repeated, and `warm` is the median without the first.
+CLIENT is `hpcbridge` or `pyfirecrest`. WORK is `up` or `down` (one file), `tree-up` or `tree-down` (a directory), or
+`sync` (of hpcbridge: what has changed). The deployment comes from the environment. Times are seconds since 1970, `rss`
+is the process's peak in bytes, `cpu` its seconds in user and system mode. With `--times` the transfer is repeated, and
+`warm` is the median without the first.
 pyfirecrest moves a directory file by file, `--workers` at a time; `--like` is one with the names to fetch.
 """
 

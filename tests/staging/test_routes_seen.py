@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import hpcbridge
 from hpcbridge.credentials.flows import TokenCallable
+from hpcbridge.errors import TransferError
 from hpcbridge.staging import routes
 from hpcbridge.staging.context import Transfer
 from hpcbridge.staging.estimates import Figures
@@ -214,6 +216,22 @@ async def test_a_server_that_tells_nothing_of_its_partitions_ends_no_transfer(sa
         t = _transfer(system, await system.info(), tmp_path)
         sandbox.post("/faults", [{"path": "/status/*/partitions", "kind": "status", "status": 500}])
         assert await routes.route_for(t, 2_000_000_000, direction=Direction.UP) is Route.CHUNKED
+
+
+@pytest.mark.parametrize("route", [None, "chunked", "s3"])
+async def test_a_file_that_the_disk_has_no_room_for_starts_no_job(sandbox: SandboxProcess, tmp_path, route):
+    large = sandbox.host_path("/home/alice/large")
+    large.touch()
+    os.truncate(large, 8 << 40)
+    try:
+        sandbox.delete("/requests")
+        async with connected(sandbox) as system:
+            with pytest.raises(TransferError, match="the disk has"):
+                await system.get("/home/alice/large", tmp_path / "large", route=route)
+            assert set(sandbox.get("/requests")["counts"]) == {"GET /status/systems", "GET /filesystem/{}/ops/stat"}
+    finally:
+        large.unlink()
+    assert not list(tmp_path.iterdir())
 
 
 def _transfer(system, info, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import posixpath
 import stat
 import time
@@ -13,7 +15,7 @@ from hpcbridge.staging import direct
 from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath, parse_remote
-from hpcbridge.staging.partfile import PartFile, Source
+from hpcbridge.staging.partfile import PartFile, Source, part_path
 from hpcbridge.staging.places import require_inside, usable_limits
 from hpcbridge.staging.plan import RANGE, Direction, Route, verification
 from hpcbridge.staging.progress import Phase, Progress, Reporter, TransferResult
@@ -157,6 +159,7 @@ async def _get(
     if stat.S_ISDIR(found.mode):
         raise t.error(f"{source} is a directory", kind=IsDirectory, path=str(source), hint="Only files are fetched")
     t.size = t.reporter.total = found.size
+    await asyncio.to_thread(_require_room, t, target)
     route = await route_for(t, found.size, direction=Direction.DOWN, wanted=wanted)
     if route in (Route.S3, Route.STREAMER):
         plain = plain or await _followed(t, source)
@@ -169,6 +172,19 @@ async def _get(
     if route is Route.CHUNKED:
         return route, await _cut(t, source, target, resume=resume)
     return route, await direct.get(t, source, found)
+
+
+def _require_room(t: Transfer, target: Path) -> None:
+    """Before any job is started for the file; what an earlier attempt has received has its room already."""
+    try:
+        volume = os.statvfs(target.parent)
+    except OSError:
+        # Opening the part file says what is wrong with the directory.
+        return
+    part = part_path(target)
+    free = volume.f_bavail * volume.f_frsize + (part.stat().st_blocks * 512 if part.exists() else 0)
+    if free < t.size:
+        raise t.error(f"{target} needs {t.size} bytes and the disk has {free} left", path=str(target))
 
 
 async def _followed(t: Transfer, path: RemotePath) -> RemotePath:
