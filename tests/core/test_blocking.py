@@ -55,6 +55,33 @@ def test_a_job_and_its_files(system: blocking.System, tmp_path: Path) -> None:
     assert job.system.name == system.name
 
 
+def test_directories_and_files_on_the_system(system: blocking.System, tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "a.txt").write_text("a\n")
+    (tmp_path / "in" / "b.tmp").write_text("b\n")
+    there = f"{system.home()}/{tmp_path.name}"
+    system.put(tmp_path / "in", there, exclude=["*.tmp"])
+    system.cp(f"{there}/sub/a.txt", f"{there}/c.txt")
+    assert system.glob(f"{there}/**/*.txt") == [f"{there}/c.txt", f"{there}/sub/a.txt"]
+    system.mv([f"{there}/c.txt"], f"{there}/sub/")
+    assert b"".join(system.read(f"{there}/sub/c.txt")) == b"a\n"
+    assert (system.du(there).bytes, system.du(there).files) == (4, 2)
+    system.get(there, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "sub").iterdir()) == ["a.txt", "c.txt"]
+    result = system.sync(tmp_path / "in", there, delete=True)
+    assert (result.files, result.deleted) == (1, 1)
+    assert system.sync(tmp_path / "out", there, direction="down", delete=True).deleted == 1
+    with pytest.raises(errors.TooLarge):
+        system.put(tmp_path / "in" / "b.tmp", f"{there}/", max_size=1)
+    with pytest.raises(errors.InvalidRequest, match="for directories"):
+        system.get(f"{there}/b.tmp", tmp_path / "x", include=["*"])
+    assert system.get(f"{there}/b.tmp", tmp_path / "x", dry_run=True).bytes == 2
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(ValueError, match="direction"):
+        system.sync(tmp_path / "in", there, direction="sideways")  # type: ignore[arg-type]
+    system.rm(there)
+
+
 def test_as_context_manager(system: blocking.System) -> None:
     with blocking.connect() as hpc:
         assert hpc.systems()[0].name == system.name
