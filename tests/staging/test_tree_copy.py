@@ -332,7 +332,7 @@ def test_killed_at_the_moments_that_chance_would_miss(
 # -- outages -----------------------------------------------------------------------------------------------------------
 
 SECONDS = 60 if PROVE else 4
-OUTAGES = [(kind, phase) for kind in ("refused", "503", "hang") for phase in ("uploading", "joining", "downloading")]
+OUTAGES = [(kind, phase) for kind in ("refused", "503", "hang") for phase in ("uploading", "queued", "downloading")]
 OUTAGES = OUTAGES if PROVE else [("refused", "uploading"), ("503", "downloading"), ("hang", "queued")]
 
 
