@@ -6,6 +6,7 @@ Every killed process is a real one. Times are spread over the whole transfer; th
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,30 +182,34 @@ def moved_twice(transfer: Transfer) -> int:
 @pytest.mark.parametrize(("direction", "route"), ROUTES)
 def test_random_kills(slow: SandboxProcess, tmp_path: Path, direction: str, route: str) -> None:
     clear_leftovers(slow)
-    length = 2.5
+    length, twice, phases = 3.0, [], Counter[str]()
     if PROVE:
         whole, begun = Transfer(slow, tmp_path / f"{direction}-{route}", direction, route), time.monotonic()
         whole.run()
         length = time.monotonic() - begun
         assert moved_twice(whole) <= PROBES
         whole.check()
-    killed, twice = 0, []
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
-    for attempt in range(KILLS):
+    for attempt in itertools.count():
+        if len(twice) == KILLS:
+            break
         transfer = Transfer(slow, tmp_path / f"{direction}-{route}-{attempt}", direction, route)
-        moment = time.monotonic() + 0.3 + (attempt + chance.random()) / KILLS * (length - 0.3)
-        was_killed = transfer.kill(lambda moment=moment: time.monotonic() > moment)
-        told = transfer.moved()
+        # Spread over the whole transfer: one kill in each of as many parts of it.
+        begun, wait = time.monotonic(), 0.3 + (len(twice) + chance.random()) / KILLS * (length - 0.3)
+        was_killed = transfer.kill(lambda moment=begun + wait: time.monotonic() > moment)
         if was_killed and not transfer.is_over():
+            told = transfer.moved()
+            phases[transfer.reports[-1]["phase"] if transfer.reports else "starting"] += 1
             transfer.run()
             assert told - transfer.begun_at() <= AT_ONCE[direction, route], (seed, attempt)
             twice.append(moved_twice(transfer))
             assert twice[-1] <= AT_ONCE[direction, route] + PROBES, (seed, attempt)
-            killed += 1
+        else:
+            # It was quicker than the first one.
+            length = max(1.0, 0.9 * min(length, wait))
         transfer.check()
-    print(f"{direction} {route}: {killed} of {KILLS} killed within {length:.1f} s (seed {seed}), bytes twice: {twice}")
-    assert killed >= KILLS // 2
+    print(f"{direction} {route}: {KILLS} kills in {dict(phases)} within {length:.1f} s, bytes twice: {twice} ({seed=})")
 
 
 def posted(transfer: Transfer, path: str) -> Callable[[], bool]:

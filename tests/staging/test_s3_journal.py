@@ -131,6 +131,20 @@ def test_a_removed_one_is_not_held_on_to(tmp_path: Path) -> None:
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"format": 1, "source": "2"}]
 
 
+def test_one_that_was_removed_can_be_begun_again(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal.open(path, "x") as journal:
+        journal.start(source="1")
+        journal.remove()
+        assert not path.exists()
+        journal.start(source="2")
+        journal.add(part=0)
+        with pytest.raises(Conflict):
+            Journal.open(path, "x")
+    with Journal.open(path, "x") as journal:
+        assert (journal.about, journal.entries) == ({"source": "2"}, [{"part": 0}])
+
+
 def test_old_ones_go_unless_they_are_held(tmp_path: Path) -> None:
     for name in ("old", "held", "new"):
         (tmp_path / f"{name}.jsonl").write_bytes(YESTERDAY)

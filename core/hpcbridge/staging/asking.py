@@ -50,6 +50,11 @@ def answer(journal: Journal) -> Entry | None:
     return found[-1]["answer"] if found else None
 
 
+def last(journal: Journal) -> int:
+    """When the last request was made (s since 1970); 0 without one."""
+    return max(_moments(journal), default=0)
+
+
 async def clear(t: Transfer, journal: Journal, name: str, path: str) -> None:
     """End what lost answers have left behind: jobs called `name` about `path`."""
     unanswered, directives = _moments(journal), answer(journal)

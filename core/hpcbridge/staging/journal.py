@@ -43,11 +43,12 @@ class Journal:
         entries: the lines after the first one, those of an earlier process included.
     """
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, what: str, fd: int) -> None:
         """Prefer `Journal.of`; `fd` is -1 where nothing can be kept."""
         self.about: Entry = {}
         self.entries: list[Entry] = []
         self._path = path
+        self._what = what
         self._fd = fd
 
     @classmethod
@@ -69,8 +70,8 @@ class Journal:
             fd = _locked(path, what)
         except OSError as error:
             log.warning("%s cannot be resumed after a crash: %s: %s", what, path, error.strerror)
-            return cls(path, -1)
-        self = cls(path, fd)
+            return cls(path, what, -1)
+        self = cls(path, what, fd)
         lines, length = load(_read(fd))
         os.ftruncate(fd, length)
         if lines:
@@ -79,8 +80,12 @@ class Journal:
         return self
 
     def start(self, **about: Any) -> None:
-        """Forget what was noted, and note which transfer begins."""
+        """Forget what was noted, and note which transfer begins. Raises Conflict like `of`, after a `remove`."""
         self.about, self.entries = about, []
+        if self._fd >= 0 and not self._has_name():
+            os.close(self._fd)
+            self._fd = -1
+            self._fd = _locked(self._path, self._what)
         self._write({"format": FORMAT, **about}, 0)
 
     def add(self, **entry: Any) -> None:
@@ -114,10 +119,14 @@ class Journal:
         self.close()
 
     def _unlink(self) -> None:
-        # Somebody may have deleted it, and another process begun one of the same name.
+        if self._fd >= 0 and self._has_name():
+            self._path.unlink(missing_ok=True)
+
+    def _has_name(self) -> bool:
+        """Whether the name still leads to this file: somebody may have deleted it, and another process made one."""
         with suppress(FileNotFoundError):
-            if self._fd >= 0 and self._path.stat().st_ino == os.fstat(self._fd).st_ino:
-                self._path.unlink()
+            return self._path.stat().st_ino == os.fstat(self._fd).st_ino
+        return False
 
     def _write(self, entry: Entry, size: int | None) -> None:
         if self._fd < 0:

@@ -116,7 +116,7 @@ class _Upload:
         if asking.answer(self._journal) is None or self._journal.about != self._about:
             return False
         self._t.reporter.phase(Phase.CHECKING, "looking for the transfer job of an earlier attempt")
-        info = await server_jobs.look(self._t, self._upload.job)
+        info = await server_jobs.look(self._t, self._upload.job, asking.last(self._journal))
         self._ended = info is None or info.is_terminal
         if self._journal.noted("checked"):
             return True

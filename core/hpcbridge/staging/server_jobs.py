@@ -98,13 +98,16 @@ async def read_log(t: Transfer, path: str | None, *, polling: bool = False) -> s
     return ""
 
 
-async def look(t: Transfer, job: TransferJob) -> JobInfo | None:
-    """The job now; None when the scheduler and its accounting have forgotten it."""
-    try:
-        rows = await t.client.job(t.name, job.job_id, patience=PATIENCE)
-    except JobNotFound:
-        return None
-    return JobInfo.from_row(rows[0])
+async def look(t: Transfer, job: TransferJob, asked: float) -> JobInfo | None:
+    """The job now, which was asked for at `asked` (s since 1970); None when the scheduler does not know it any more."""
+    while True:
+        try:
+            return JobInfo.from_row((await t.client.job(t.name, job.job_id, patience=PATIENCE))[0])
+        except JobNotFound:
+            if time.time() > asked + UNANSWERED_LAG:
+                return None
+        # Accounting does not know it yet.
+        await asyncio.sleep(1.0)
 
 
 def dump(job: TransferJob) -> dict[str, Any]:
