@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 
 from hpcbridge.errors import AlreadyExists
 from hpcbridge.staging.trees import jobscript
+from hpcbridge.staging.trees import listing as listing_module
 from hpcbridge.staging.trees.answers import Verdict
 from hpcbridge.staging.trees.entries import Kind
-from hpcbridge.staging.trees.listing import LISTING, entry_of, joined, records, rows
+from hpcbridge.staging.trees.listing import entry_of, joined, listing, records, rows
 from hpcbridge.staging.trees.patterns import Filter
 from hpcbridge.staging.trees.scan import scan
 from support import trees
-from support.node import node, refill, seen
+from support.node import Node, node, refill, seen
 from support.scale import PROVE
 
 quick = settings(
@@ -44,7 +46,7 @@ def test_a_listing_is_what_python_sees_and_reads_no_file_twice(tree: trees.Direc
         trees.make(one.local, tree)
         here = rows(scan(one.local).manifest)
         (one.state / "want").write_bytes(joined(here))
-        script = f"set -u -o pipefail; export LC_ALL=C; cd {one.state}\n{LISTING}\n"
+        script = f"set -u -o pipefail; export LC_ALL=C; cd {one.state}\n{listing()}\n"
         step = "list ../../local; recognize cache; read_wanted want ../../local; manifest >actual; cat errors\n"
         assert one.script(script + step + "remember cache known hashed") == ""
         assert list(records((one.state / "actual").read_bytes())) == here
@@ -83,7 +85,17 @@ def test_up_whatever_is_there_becomes_what_is_here(
             assert all(below(path, here) for path in gone)
             kept = before.keys() - here.keys() - gone
             assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
-        assert {p.name for p in one.state.iterdir() if not p.name[:7].isdigit()} == {"manifest", "cache", "beat"}
+        assert {p.name for p in one.state.iterdir() if not p.name[:7].isdigit()} == {
+            "manifest",
+            "cache",
+            "beat",
+            "tree",
+        }
+
+
+def left_over(one: Node) -> set[str]:
+    """What is in the state directory beside the answers of jobs."""
+    return {path.name for path in one.state.iterdir() if not path.name[:7].isdigit()}
 
 
 def below(path: bytes, tree: dict[bytes, tuple[object, ...]]) -> bool:
@@ -113,7 +125,7 @@ def test_down_whatever_is_here_becomes_what_is_there(
             if delete:
                 assert after == there
         (one.state / "tick").unlink(missing_ok=True)
-        assert {p.name for p in one.state.iterdir() if not p.name[:7].isdigit()} == {"have", "cache", "beat"}
+        assert left_over(one) == {"have", "cache", "beat", "tree"}
 
 
 @quick
@@ -203,8 +215,7 @@ def test_a_job_that_was_killed_anywhere_is_made_good_by_the_same_or_the_next(qui
                 assert seen(one.tree) == seen(one.local)
                 if not requeued:
                     assert one.up(delete=True).verdict is Verdict.APPLIED
-                left = {p.name for p in one.state.iterdir() if not p.name[:7].isdigit()}
-                assert left - {"manifest.new", "cache.new"} == {"manifest", "cache", "beat"}
+                assert left_over(one) - {"manifest.new", "cache.new"} == {"manifest", "cache", "beat", "tree"}
 
 
 def test_two_syncs_at_once_never_make_a_mixture() -> None:
@@ -364,6 +375,62 @@ def test_no_process_per_file() -> None:
             counts.append(done.stderr.count(b"execve("))
             assert one.answer(job).verdict is Verdict.APPLIED
     assert counts[1] < counts[0] + 20, counts
+
+
+def test_what_was_read_is_remembered_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is killed while it reads a large tree has not read in vain."""
+    monkeypatch.setattr(listing_module, "BATCH", 100)
+    with node() as one:
+        refill(one.local, SOME)
+        shutil.copytree(one.local, one.tree, symlinks=True)
+        job = one.plan(payload=one.payload(None, ()))
+        one.script(job.script(), before=BEHIND % ("check_staged", "kill -9 $$"), check=False)
+        assert 0 < (one.state / "cache").read_bytes().count(b"\0") < 5
+        assert one.run(job).verdict is Verdict.APPLIED
+        assert seen(one.tree) == seen(one.local)
+
+
+def test_where_renames_do_not_reach_the_work_is_done_in_the_tree() -> None:
+    with node() as one, tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        one.tree = Path(elsewhere) / "tree"
+        one.tree.mkdir()
+        if one.tree.stat().st_dev == one.state.stat().st_dev:
+            pytest.skip("/dev/shm is on the same file system")
+        for tree in (SOME, OTHER, SOME):
+            refill(one.local, tree)
+            assert one.up(delete=True).verdict is Verdict.APPLIED
+            assert trees.snapshot(one.tree).keys() == trees.snapshot(one.local).keys()
+            assert seen(one.tree) == seen(one.local)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another group")
+def test_what_is_new_belongs_to_the_group_of_its_directory() -> None:
+    with node() as one:
+        one.tree.mkdir()
+        os.chown(one.tree, -1, 12345)
+        one.tree.chmod(0o2775)
+        refill(one.local, SOME)
+        assert one.up().verdict is Verdict.APPLIED
+        (one.local / "a" / "new").mkdir()
+        (one.local / "a" / "new" / "file").write_text("x")
+        assert one.up().verdict is Verdict.APPLIED
+        for path in (one.tree, *one.tree.rglob("*")):
+            assert path.lstat().st_gid == 12345, path
+            assert not path.is_dir() or path.is_symlink() or path.stat().st_mode & 0o2000, path
+        assert one.run(one.plan()).changed == ()
+
+
+def test_states_of_trees_that_are_gone_are_removed() -> None:
+    with node() as one:
+        refill(one.local, SOME)
+        assert one.up().verdict is Verdict.APPLIED
+        old = time.time() - 30 * 86400
+        for name, tree in ((".hpcbridge-sync-gone", "nowhere"), (".hpcbridge-sync-here", one.tree)):
+            (one.state.parent / name).mkdir()
+            (one.state.parent / name / "tree").write_text(str(tree))
+            os.utime(one.state.parent / name, (old, old))
+        assert one.up().verdict is Verdict.APPLIED
+        assert sorted(p.name for p in one.state.parent.glob(".hpc*")) == [".hpcbridge-sync-here"]
 
 
 def test_clocks_may_differ() -> None:

@@ -36,7 +36,7 @@ class Node:
         self.local, self.tree, self.state = root / "local", root / "there" / "tree", root / "there" / "state"
         self.local.mkdir()
         self.state.mkdir(parents=True)
-        self.jobs = 0
+        self.jobs = self.payloads = 0
 
     def plan(self, filter: Filter | None = None, **options: object) -> Apply:
         """A job for what is in `local` now, and that knows what was left in the tree."""
@@ -67,7 +67,8 @@ class Node:
                 members.append(replace(member, entry=replace(member.entry, path=b"tree/" + member.entry.path)))
         archive = Archive(members)
         data = archive.read(0, archive.size)
-        session = f"{self.jobs:07d}f"
+        self.payloads += 1
+        session = f"{self.payloads:07d}f"
         (self.state / f"{session}.000000").write_bytes(data)
         return Payload(str(self.state), session, 1, len(data), hashlib.sha256(data).hexdigest())
 
@@ -94,9 +95,10 @@ class Node:
 
     def up(self, filter: Filter | None = None, **options: object) -> Answer:
         """Ask first, then send what is missing."""
-        answer = self.run(self.plan(filter, payload=self.payload(filter, ()), **options))
+        job = self.plan(filter, payload=self.payload(filter, ()), **options)
+        answer = self.run(job)
         if answer.verdict is Verdict.WANT:
-            answer = self.run(self.plan(filter, payload=self.payload(filter, answer.paths), **options))
+            answer = self.run(replace(job, attempt=2, payload=self.payload(filter, answer.paths)))
         return answer
 
     def down(self, filter: Filter | None = None, *, delete: bool = False, before: str = "") -> Arrival:

@@ -54,7 +54,8 @@ class Archived:
 class Answer:
     """What the job says: `paths` are those it lacks (or that are in the way), None when there are too many to tell.
 
-    `added`, `changed`, `touched` (mode or time) and `deleted` are paths.
+    `added`, `changed`, `touched` (mode or time) and `deleted` are paths, empty where there are too many to tell and
+    `paths` is None; `deletions` is how many were, or would be, deleted.
     """
 
     verdict: Verdict
@@ -64,6 +65,7 @@ class Answer:
     changed: tuple[bytes, ...] = ()
     touched: tuple[bytes, ...] = ()
     deleted: tuple[bytes, ...] = ()
+    deletions: int = 0
     archive: Archived | None = None
 
 
@@ -74,7 +76,8 @@ def parse_answer(text: str) -> Answer:
     if verdict in (Verdict.WANT, Verdict.CONFLICT):
         return Answer(verdict, paths=_list(rest))
     if verdict in (Verdict.APPLIED, Verdict.DRY):
-        return _changes(verdict, b"\0\0\0\0" if rest == "-" else _opened(rest))
+        deletions, lists = rest.split()
+        return _changes(verdict, int(deletions), None if lists == "-" else _opened(lists))
     if verdict is Verdict.PACKED:
         size, digest, name, unsteady, data = rest.split()
         content = None if data == "-" else b64decode(data, validate=True)
@@ -90,7 +93,9 @@ def _opened(text: str) -> bytes:
     return gzip.decompress(b64decode(text, validate=True))
 
 
-def _changes(verdict: Verdict, data: bytes) -> Answer:
+def _changes(verdict: Verdict, deletions: int, data: bytes | None) -> Answer:
+    if data is None:
+        return Answer(verdict, paths=None, deletions=deletions)
     found: list[list[bytes]] = [[]]
     for record in records(data):
         if record:
@@ -100,4 +105,4 @@ def _changes(verdict: Verdict, data: bytes) -> Answer:
     added, changed, touched, deleted, rest = map(tuple, found)
     if rest:
         raise ValueError("the answer does not end with its fourth list")
-    return Answer(verdict, added=added, changed=changed, touched=touched, deleted=deleted)
+    return Answer(verdict, added=added, changed=changed, touched=touched, deleted=deleted, deletions=deletions)

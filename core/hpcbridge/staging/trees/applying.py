@@ -117,7 +117,8 @@ tell() {   # what changes: added, changed, touched, deleted, each list ended by 
   { cut -z -b 67- content; of_links need | cut -z -b 104- |
     while IFS= read -r -d '' link; do printf '%s\0' "${link%%//*}"; done; cat blocked replaced; } | sort -z -u >other
   comm -z -12 altered other >changed; comm -z -23 altered other >touched
-  printf '\0' >end; enclosed added end changed end touched end extra.names extra.folders end
+  printf '\0' >end; printf '%s ' "$(cat extra.names extra.folders | count)"
+  enclosed added end changed end touched end extra.names extra.folders end
 }
 complete() {   # what needs no content, and the modes of directories
   local row path
@@ -166,6 +167,9 @@ settle() {   # remember what is there now
 
 begin
 find_target
+if [ -d "$target" ] && [ "$(stat -Lc %d -- "$target")" != "$(stat -c %d .)" ]; then
+  work=$target/.hpcbridge-$session.work errors=$work/errors   # a rename does not leave a file system
+fi
 prepare
 whose=$target; [ -d "$whose" ] || { whose=${target%/*}; whose=${whose:-/}; }
 (umask "$mask"; mkdir -p tree)

@@ -7,12 +7,13 @@ manifest that the client means came whole, or as edits of the one that the last 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from hpcbridge.staging.joining import STAGE_PREFIX, packed
+from hpcbridge.staging.joining import STAGE_PREFIX, STALE_MINUTES, packed
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.plan import PIECE_NAME_DIGITS
-from hpcbridge.staging.trees.listing import LISTING
+from hpcbridge.staging.trees.listing import listing
 from hpcbridge.staging.trees.patterns import Filter
 
 STATE_PREFIX = ".hpcbridge-sync-"
@@ -79,7 +80,13 @@ tidy() {   # what nobody comes back for
   while IFS= read -r -d '' each; do old+=("$each"); done < <(
     find "$state" -mindepth 1 -maxdepth 1 -mmin +@KEPT@ \
       \( -name '????????.*' -o -name '@STAGE@*' -o -name '*.archive' \) -print0
-    find "$state/.hpcbridge" -mindepth 1 -maxdepth 1 -mmin +@KEPT@ -print0 2>/dev/null)
+    find "$state/.hpcbridge" -mindepth 1 -maxdepth 1 -mmin +@KEPT@ -print0 2>/dev/null
+    find "$target" -mindepth 1 -maxdepth 1 -mmin +@KEPT@ -name '.hpcbridge-????????.work' -print0 2>/dev/null)
+  # States of trees that are no longer there.
+  while IFS= read -r -d '' each; do
+    [ ! -s "$each/tree" ] || [ -e "$(cat -- "$each/tree"; printf /.)" ] || old+=("$each")
+  done < <(find "${state%/*}/" -mindepth 1 -maxdepth 1 -type d -name '@STATES@*' -user "$(id -u)" \
+    -mmin +@STALE@ -print0)
   [ -z "${old+x}" ] || wipe "${old[@]}"
 }
 begin() {
@@ -87,6 +94,7 @@ begin() {
   ! grep -qsE '^(applied|packed) ' -- "$answer" || exit 0   # requeued: the outcome stands
   [ ! -s "$answer.done" ] || finish
   take_turn
+  printf %s "$target" >"$state/tree"
 }
 finish() {   # the outcome is in $answer.done; it is told when all else is done
   cd -- "$state"
@@ -151,10 +159,7 @@ paths() {   # of a manifest: `$2.names`, and `$2.folders`
 append_slash() { paste -z -d / - /dev/null; }
 included() { if [ -s include ]; then that_match -xE -f include; else cat; fi; }
 kept() { included | if [ -s exclude ]; then that_match -v -xE -f exclude; else cat; fi; }   # by the patterns
-prepare() {   # the work directory: where a rename reaches the tree
-  if [ -d "$target" ] && [ -w "$target" ] && [ "$(stat -Lc %d -- "$target")" != "$(stat -c %d "$state")" ]; then
-    work=$target/.hpcbridge-$session.work errors=$work/errors
-  fi
+prepare() {   # the work directory
   mkdir -p -- "$work" && cd -- "$work" || exit 1
   : >"$errors"
   unpack @INCLUDE@ >include; unpack @EXCLUDE@ >exclude
@@ -185,7 +190,7 @@ class Payload:
 
 
 @dataclass(frozen=True, slots=True)
-class SyncJob:
+class SyncJob(ABC):
     """One job of a sync.
 
     `state` is the tree's state directory; `session` names the sync and `attempt` its jobs; `target` is the tree on the
@@ -206,6 +211,10 @@ class SyncJob:
     def answer_name(self) -> str:
         """Name of the file in `state` that holds the job's answer."""
         return f"{self.session}.answer-{self.attempt}"
+
+    @abstractmethod
+    def script(self) -> str:
+        """The batch script."""
 
     def filled(self, template: str, own: dict[str, str]) -> str:
         """A script with its values put in."""
@@ -230,11 +239,13 @@ class SyncJob:
             "UNZIP": "-z" if sent.compression else "",
             "DIGITS": str(PIECE_NAME_DIGITS),
             "STAGE": STAGE_PREFIX,
+            "STATES": STATE_PREFIX,
+            "STALE": str(STALE_MINUTES),
             "BEAT": str(BEAT),
             "DEAD": str(DEAD),
             "TURN": str(TURN),
             "KEPT": str(KEPT_MINUTES),
             "LONGEST": str(ANSWER_BYTES),
         }
-        text = template.replace("@COMMON@", COMMON).replace("@LISTING@", LISTING)
+        text = template.replace("@COMMON@", COMMON).replace("@LISTING@", listing())
         return re.sub("@([A-Z0-9]+)@", lambda match: values[match[1]], text)

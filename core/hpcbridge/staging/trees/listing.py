@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from hpcbridge.staging.trees.entries import Entry, Kind
 
-OWN = (".hpcbridge", ".hpcbridge-*")
-"""Patterns for what is ours and never part of a tree: locks of jobs, staging and state directories."""
+OWN = (".hpcbridge", ".hpcbridge-*", ".*.hpcbridge-*")
+"""Patterns for what is ours and never part of a tree: locks of jobs, staging and state directories, part files."""
 
 _PATH = 101
 """Bytes before the path: SHA-256 (64), kind (1), mode (3), size (20), seconds of the modification time (13)."""
@@ -116,7 +116,7 @@ list() {
   for each in files others names folders large; do : >"$each"; done
   echo >ref; tick ref
   set -- "$1" "$PWD"
-  ( cd -- "$1" && find . -mindepth 1 \( -name .hpcbridge -o -name '.hpcbridge-*' \) -prune \
+  ( cd -- "$1" && find . -mindepth 1 \( -name .hpcbridge -o -name '.hpcbridge-*' -o -name '.*.hpcbridge-*' \) -prune \
     -o -type d -fprintf "$2/others" '@DIRECTORY@' -fprintf "$2/folders" '%P\0' \
     -o -type l -fprintf "$2/others" '@LINK@' -fprintf "$2/names" '%P\0' \
     -o -type f \( -newercc "$2/ref" -fprintf "$2/files" '@RACY@' -o -fprintf "$2/files" '@FILE@' \) \
@@ -140,15 +140,24 @@ recognize() {
 # read_wanted MANIFEST DIRECTORY: reads those files of DIRECTORY that are unknown and have a size that MANIFEST wants:
 # `hashed`, and `unread`, the rest.
 read_wanted() {
-  comm -z -12 <(cut -z -b 94-113,158- unknown | sort -z) <(of_files "$1" | cut -z -b 69-88,102- | sort -z) |
-    cut -z -b 21- >reading
+  comm -z -12 <(cut -z -b 94-113,158- unknown | sort -z) <(of_files "$1" | cut -z -b 69-88,102- | sort -z) >reading
   read_files "$2"
 }
-read_all() { cut -z -b 158- unknown >reading; read_files "$1"; }
-read_files() {
-  (cd -- "$1" && xargs -0 -r sha256sum -z --) <reading 2>>errors | in_rows 67 >sums
-  attach 158 sums unknown >hashed
+read_all() { cut -z -b 94-113,158- unknown >reading; read_files "$1"; }
+read_files() {   # `reading` has sizes and paths; what was read is remembered now and then, should the job be killed
+  local row bytes=0 batch=()
+  : >sums; : >hashed
+  while IFS= read -r -d '' row; do
+    batch+=("${row:20}") bytes=$((bytes + ${row:0:20}))
+    [ "$bytes" -lt @BATCH@ ] || { read_batch "$1"; remember "$state/cache" known hashed; bytes=0 batch=(); }
+  done <reading
+  read_batch "$1"
   by_column 70 hashed unknown | uniq -z -s 69 -u >unread
+}
+read_batch() {
+  [ -n "${batch+x}" ] || return 0
+  printf '%s\0' "${batch[@]}" | (cd -- "$1" && xargs -0 sha256sum -z --) 2>>errors | in_rows 67 >>sums
+  attach 158 sums unknown >hashed
 }
 
 # manifest: what `list`, `recognize` and `read_...` have found, sorted.
@@ -163,5 +172,14 @@ remember() {
 
 FILE_ROW = _ROWS["FILE"]
 """What find prints of a file: a row whose sum is not known yet."""
-LISTING = re.sub("@([A-Z_]+)@", lambda match: _ROWS[match[1]], _FUNCTIONS)
-"""Functions for a job's script; they work in files of the current directory, under LC_ALL=C."""
+BATCH = 50_000_000_000
+"""Bytes of files that are read before their digests are remembered: some minutes."""
+
+
+def listing() -> str:
+    """Functions for a job's script; they work in files of the current directory, under LC_ALL=C.
+
+    `$state` is the directory of the remembered digests (`cache`).
+    """
+    values = _ROWS | {"BATCH": str(BATCH)}
+    return re.sub("@([A-Z_]+)@", lambda match: values[match[1]], _FUNCTIONS)

@@ -26,6 +26,8 @@ from hpcbridge.staging.trees.jobscript import STATE_PREFIX, Payload
 
 if TYPE_CHECKING:
     from hpcbridge.staging.source import SourceFile
+    from hpcbridge.staging.trees.answers import Answer
+    from hpcbridge.staging.trees.jobscript import SyncJob
 
 
 async def open_state(t: Transfer, target: RemotePath) -> str:
@@ -55,9 +57,31 @@ async def _hash(t: Transfer, target: RemotePath) -> str:
 
 
 async def _make(t: Transfer, directory: str) -> str:
+    from hpcbridge.staging.keyed_jobs import require_runnable
+
+    require_runnable(t, directory)
     with suppress(AlreadyExists):
         await t.client.mkdir(t.name, directory, parents=True, patience=PATIENCE)
     return directory
+
+
+async def run_job(t: Transfer, job: SyncJob, work: int, least: int = 0) -> Answer | None:
+    """Run a job of a sync; None when it ended without an answer.
+
+    `work`: bytes that it may have to read. `least`: time limit in minutes, at least, where the site sets none.
+    """
+    from hpcbridge.staging import keyed_jobs
+    from hpcbridge.staging.trees.answers import parse_answer
+
+    spec = keyed_jobs.spec(
+        t, script=job.script(), directory=job.state, label="hpcbridge-sync", session=job.session, work=work
+    )
+    if spec.time is not None and int(spec.time) < least:
+        spec = spec.model_copy(update={"time": str(least)})
+    t.reporter.phase(Phase.QUEUED, "submitting the job that compares the trees")
+    key = f"sync {job.session} {job.attempt}"
+    text = await keyed_jobs.run(t, spec, key, posixpath.join(job.state, job.answer_name))
+    return None if text is None else parse_answer(text)
 
 
 class Sender:

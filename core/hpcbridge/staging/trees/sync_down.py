@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 JOBS = 5
 """Jobs of one sync at most: the first, and one after each surprise."""
+MINUTES = 60
+"""Time limit of the job, where the site sets none: nobody knows beforehand how large the tree is."""
 
 
 async def sync_down(
@@ -194,11 +196,9 @@ class _Sync:
         raise self.t.error("the jobs that compare the trees ended without an answer", path=str(self.source))
 
     async def _job(self, payload: Payload | None, goal: str) -> Answer | None:
-        from hpcbridge.staging import keyed_jobs
-        from hpcbridge.staging.trees.answers import parse_answer
         from hpcbridge.staging.trees.comparing import Compare
+        from hpcbridge.staging.trees.statedir import run_job
 
-        t = self.t
         self.attempt += 1
         plan = Compare(
             self.state,
@@ -211,13 +211,7 @@ class _Sync:
             dry=self.dry,
             most=self.max_size,
         )
-        job = keyed_jobs.spec(
-            t, script=plan.script(), directory=self.state, label="hpcbridge-sync", session=self.session
-        )
-        t.reporter.phase(Phase.QUEUED, "submitting the job that compares and packs")
-        key = f"sync {self.session} {self.attempt}"
-        text = await keyed_jobs.run(t, job, key, posixpath.join(self.state, plan.answer_name))
-        return None if text is None else parse_answer(text)
+        return await run_job(self.t, plan, self.here.bytes, MINUTES)
 
     def _failure(self, answer: Answer) -> HpcBridgeError:
         from hpcbridge.staging.trees.answers import Verdict

@@ -8,7 +8,6 @@ what it lacks, and a second archive brings that.
 from __future__ import annotations
 
 import asyncio
-import posixpath
 import secrets
 import stat
 import time
@@ -252,11 +251,9 @@ class _Sync:
         return [_below(member) for member in self.found.members if member.entry.path in taken]
 
     async def _job(self, payload: Payload | None) -> Answer | None:
-        from hpcbridge.staging import keyed_jobs
-        from hpcbridge.staging.trees.answers import parse_answer
         from hpcbridge.staging.trees.applying import Apply
+        from hpcbridge.staging.trees.statedir import run_job
 
-        t = self.t
         self.attempt += 1
         plan = Apply(
             self.state,
@@ -271,13 +268,7 @@ class _Sync:
             dry=self.dry,
             mode=self.mode,
         )
-        job = keyed_jobs.spec(
-            t, script=plan.script(), directory=self.state, label="hpcbridge-sync", session=self.session
-        )
-        t.reporter.phase(Phase.QUEUED, "submitting the job that compares and publishes")
-        key = f"sync {self.session} {self.attempt}"
-        text = await keyed_jobs.run(t, job, key, posixpath.join(self.state, plan.answer_name))
-        return None if text is None else parse_answer(text)
+        return await run_job(self.t, plan, self.found.bytes + self.t.size)
 
     def _failure(self, answer: Answer) -> HpcBridgeError:
         from hpcbridge.staging.trees.answers import Verdict
@@ -315,10 +306,15 @@ class _Sync:
 
     def _all_new(self) -> TreeResult:
         changes = [Change(e.path, Action.COPY, e.kind, e.size) for e in self.found.manifest]
-        return _counted(changes, None, self.found.bytes, self.found, ())
+        return _counted(changes, None, self.found.bytes, self.found, 0)
 
     def _result(self, answer: Answer, sender: Sender) -> TreeResult:
         manifest, size = self.found.manifest, sender.bytes
+        if answer.paths is None:
+            # Too many to tell: what was sent, and not what became of it there.
+            known = [entry for entry in manifest if entry.path in self.sent]
+            changes = [Change(e.path, Action.COPY, e.kind, e.size) for e in known]
+            return _counted(changes, sender.route, size, self.found, answer.deletions)
         changes, touched = [], set(answer.touched)
         for path in (*answer.added, *answer.changed, *answer.touched):
             entry = manifest.get(path)
@@ -328,15 +324,13 @@ class _Sync:
         changes += [Change(path, Action.DELETE, Kind.FILE) for path in answer.deleted]
         if self.dry:
             size = sum(change.size for change in changes if change.action is Action.COPY)
-        return _counted(changes, None if self.dry else sender.route, size, self.found, answer.deleted)
+        return _counted(changes, None if self.dry else sender.route, size, self.found, answer.deletions)
 
     def _action(self, entry: Entry) -> Action:
         return Action.COPY if entry.kind is not Kind.FILE or entry.path in self.sent else Action.MOVE
 
 
-def _counted(
-    changes: list[Change], route: str | None, size: int, found: Scan, deleted: Collection[bytes]
-) -> TreeResult:
+def _counted(changes: list[Change], route: str | None, size: int, found: Scan, deleted: int) -> TreeResult:
     brought = [change for change in changes if change.action in (Action.COPY, Action.MOVE)]
     kinds = [change.kind for change in brought]
     touched = sum(change.action is Action.CHANGE for change in changes)
@@ -348,7 +342,7 @@ def _counted(
         kinds.count(Kind.LINK),
         0.0,
         skipped=found.skipped,
-        deleted=len(deleted),
+        deleted=deleted,
         unchanged=len(found.manifest) - len(brought) - touched,
         changes=changes,
     )
