@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -57,14 +58,67 @@ async def test_a_large_delta_goes_in_pieces_and_resumes(
         if progress.phase == "uploading" and progress.done > 11_000_000:
             raise Enough
 
+    sandbox.post("/faults", [{"method": "POST", "path": "*/ops/upload", "kind": "latency", "seconds": 0.3}])
     with pytest.raises(Enough):
         await sync_up(system, pair.local, pair.remote, route="chunked", progress=stop)
+    sandbox.delete("/faults")
     await asyncio.sleep(1)
     sent = await pair.up(system, route="chunked")
     assert sent.route == "chunked"
     assert pair.calls["POST /filesystem/{}/ops/upload"] <= 3
     assert pair.equal()
     assert not [path for path in pair.state.iterdir() if path.name.startswith(".hpcbridge-put")]
+
+
+async def test_a_large_delta_down_resumes(pair: Pair, system: hpcbridge.System, sandbox: SandboxProcess) -> None:
+    pair.fill(pair.there, 3)
+    await pair.down(system)
+    (pair.there / "large").write_bytes(os.urandom(22_000_000))
+    pair.give(pair.there)
+
+    class Enough(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "downloading" and progress.done > 12_000_000:
+            raise Enough
+
+    sandbox.post("/faults", [{"method": "GET", "path": "*/ops/download", "kind": "latency", "seconds": 0.3}])
+    with pytest.raises(Enough):
+        await sync_down(system, pair.remote, pair.local, route="chunked", progress=stop)
+    sandbox.delete("/faults")
+    assert not (pair.local / "large").exists()
+    seen_done: list[int] = []
+
+    def note(progress: Progress) -> None:
+        if progress.phase == "downloading":
+            seen_done.append(progress.done)
+
+    await sync_down(system, pair.remote, pair.local, route="chunked", progress=note)
+    assert seen_done[0] > 7_000_000
+    assert pair.equal()
+    assert [path.name for path in pair.local.parent.iterdir()] == ["tree"]
+
+
+async def test_directories_that_cannot_be_written_do_not_stop_a_sync(pair: Pair, system: hpcbridge.System) -> None:
+    """The jobs run as a user who is bound by modes."""
+    pair.fill(pair.local, 3)
+    (pair.local / "d0" / "below").mkdir()
+    (pair.local / "d0" / "below" / "file").write_text("first")
+    for path in (pair.local / "d0", pair.local / "d0" / "below"):
+        path.chmod(0o555)
+    (pair.local / "d0" / "f 0").chmod(0o400)
+    await pair.up(system)
+    assert pair.equal()
+    (pair.local / "d0" / "below" / "file").write_text("second")
+    (pair.local / "d0" / "f 0").unlink()
+    (pair.local / "d0" / "f 1").chmod(0o600)
+    (pair.local / "d0" / "below" / "new").mkdir(0o500)
+    await pair.up(system, delete=True)
+    assert pair.equal()
+    shutil.rmtree(pair.local / "d0")
+    await pair.up(system, delete=True)
+    assert pair.equal()
 
 
 @pytest.mark.needs("curl")

@@ -23,9 +23,8 @@ from hpcbridge.staging.trees.entries import Entry, Kind, Member
 from hpcbridge.staging.trees.extract import extract
 from hpcbridge.staging.trees.jobscript import Payload, SyncJob
 from hpcbridge.staging.trees.listing import identity, joined, rows
-from hpcbridge.staging.trees.patterns import Filter
+from hpcbridge.staging.trees.patterns import Filter, with_own
 from hpcbridge.staging.trees.scan import scan
-from hpcbridge.staging.trees.sync_up import with_own
 from support import trees
 
 
