@@ -16,9 +16,6 @@ from dataclasses import replace
 
 from hpcbridge.staging.trees.entries import Entry, Kind
 
-OWN = (".hpcbridge", ".hpcbridge-*", ".*.hpcbridge-*")
-"""Patterns for what is ours and never part of a tree: locks of jobs, staging and state directories, part files."""
-
 _PATH = 101
 """Bytes before the path: SHA-256 (64), kind (1), mode (3), size (20), seconds of the modification time (13)."""
 _LETTERS = {kind.value[0].encode(): kind for kind in Kind}

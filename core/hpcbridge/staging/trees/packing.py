@@ -48,7 +48,7 @@ unpack @INCLUDE@ >"$own"include
 
 [ -d "$source" ] || { stat -L -- "$source" >/dev/null 2>"$errors" && echo 'Not a directory' >"$errors"; fail listing; }
 cd -- "$source" 2>"$stage/$errors" || { cd -- "$stage"; fail listing; }
-find . -mindepth 1 -type d \( -name '.hpcbridge-get-*' -o -name '.hpcbridge-put-*' \) -prune -o \
+find . -mindepth 1 \( -name .hpcbridge -o -name '.hpcbridge-*' -o -name '.*.hpcbridge-*' \) -prune -o \
   -type d -printf 'd 0 0 %P/\0' -o ${largest:+-type f -size +"$largest"c -printf 'L 0 0 %P\0' -o} \
   -printf '%y %s %b %P\0' 2>"$stage/$errors" >"$stage/$own"all
 cd -- "$stage" || exit 1

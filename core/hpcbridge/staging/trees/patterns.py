@@ -14,12 +14,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from hpcbridge.errors import InvalidRequest
 from hpcbridge.staging.trees.entries import Kind
+
+OWN = (".hpcbridge", ".hpcbridge-*", ".*.hpcbridge-*")
+"""Patterns for what is ours and never part of a tree: locks of jobs, staging and state directories, part files."""
 
 _SLASH = ord("/")
 _SPECIAL = frozenset(b".*+?()[{|^$\\")
@@ -90,6 +93,12 @@ class Filter:
     @cached_property
     def _excluded(self) -> Callable[[bytes], re.Match[bytes] | None] | None:
         return _matcher(self.exclude)
+
+
+def with_own(filter: Filter | None) -> Filter:
+    """The filter, without what is ours on either side."""
+    given = filter or Filter()
+    return replace(given, exclude=(*given.exclude, *OWN))
 
 
 def _lines(patterns: Iterable[str]) -> bytes:

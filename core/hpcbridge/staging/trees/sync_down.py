@@ -37,11 +37,11 @@ from hpcbridge.staging.trees.arriving import Arrival
 from hpcbridge.staging.trees.entries import Kind, Manifest, Skipped
 from hpcbridge.staging.trees.hashes import HashCache
 from hpcbridge.staging.trees.listing import identity, rows
-from hpcbridge.staging.trees.patterns import Filter
+from hpcbridge.staging.trees.patterns import Filter, with_own
 from hpcbridge.staging.trees.records import Record
 from hpcbridge.staging.trees.results import Action, TreeResult
 from hpcbridge.staging.trees.scan import Scan, scan
-from hpcbridge.staging.trees.sync_up import edits, pack, record_of, whole, with_own
+from hpcbridge.staging.trees.sync_up import edits, pack, record_of, whole
 from hpcbridge.staging.trees.upload import parse_tree
 from hpcbridge.staging.trees.workplace import Workplace
 

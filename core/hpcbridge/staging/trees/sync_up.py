@@ -35,8 +35,8 @@ from hpcbridge.staging.progress import Phase, Progress, Reporter
 from hpcbridge.staging.trees.archive import Archive
 from hpcbridge.staging.trees.entries import Entry, Kind, Member
 from hpcbridge.staging.trees.hashes import HashCache
-from hpcbridge.staging.trees.listing import OWN, identity, joined, path_of, rows
-from hpcbridge.staging.trees.patterns import Filter
+from hpcbridge.staging.trees.listing import identity, joined, path_of, rows
+from hpcbridge.staging.trees.patterns import Filter, with_own
 from hpcbridge.staging.trees.records import Record, RecordFile
 from hpcbridge.staging.trees.results import Action, Change, TreeResult
 from hpcbridge.staging.trees.scan import Scan, scan
@@ -113,12 +113,6 @@ async def sync_up(
     result = await _Sync(t, target, found, kept, mode, route, delete=delete, dry=dry_run).run()
     t.reporter.phase(Phase.DONE)
     return replace(result, seconds=time.monotonic() - begun)
-
-
-def with_own(filter: Filter | None) -> Filter:
-    """The filter, without what is ours on either side."""
-    given = filter or Filter()
-    return replace(given, exclude=(*given.exclude, *OWN))
 
 
 def _look(root: Path, filter: Filter) -> tuple[Scan, int]:

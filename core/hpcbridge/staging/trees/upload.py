@@ -35,7 +35,7 @@ from hpcbridge.staging.progress import Phase, Progress, Reporter
 from hpcbridge.staging.routes import remember, route_for
 from hpcbridge.staging.trees.archive import Archive
 from hpcbridge.staging.trees.entries import Entry, Kind, Member, Skipped
-from hpcbridge.staging.trees.patterns import Filter
+from hpcbridge.staging.trees.patterns import Filter, with_own
 from hpcbridge.staging.trees.results import Action, Change, TreeResult
 from hpcbridge.staging.trees.scan import scan
 
@@ -167,12 +167,12 @@ class _Contents:
 
 
 def _contents(local: str | Path | Sequence[Member], filter: Filter | None) -> _Contents:
+    kept = with_own(filter)
     if not isinstance(local, str | Path):
-        kept = filter or Filter()
         members = [each for each in local if kept.keeps(each.entry.path, each.entry.kind, each.entry.size)]
         return _Contents(members, "the members")
     root = Path(local)
-    found = scan(root, filter, hashing=False)
+    found = scan(root, kept, hashing=False)
     return _Contents(found.members, os.fspath(root), stat.S_IMODE(root.stat().st_mode) & 0o777, found.skipped)
 
 
