@@ -92,9 +92,7 @@ def bench_trees(scale: Scale, work: Path) -> tuple[Any, list[Goal]]:
     """A directory of many small files beside a loop, on the loopback and at some distance."""
     figures, found = {}, {}
     for distance in (0.0, trees.AWAY):
-        place = work / f"trees-{distance}"
-        place.mkdir()
-        with start_sandbox() as sandbox:
+        with trees.place_in_memory(work) as place, start_sandbox(state=place / "cluster") as sandbox:
             sandbox.post("/latency", {"seconds": distance})
             found = trees.measure(sandbox, place, scale.files, scale.sample, scale.repeats, said)
         where = f"{distance * 1000:.0f} ms away" if distance else "on the loopback"
