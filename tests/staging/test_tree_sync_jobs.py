@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hpcbridge.errors import AlreadyExists
 from hpcbridge.staging.trees import jobscript
 from hpcbridge.staging.trees import listing as listing_module
 from hpcbridge.staging.trees.answers import Verdict
-from hpcbridge.staging.trees.entries import Kind
+from hpcbridge.staging.trees.entries import Entry, Kind, Member
 from hpcbridge.staging.trees.listing import entry_of, joined, listing, records, rows
 from hpcbridge.staging.trees.patterns import Filter
 from hpcbridge.staging.trees.scan import scan
@@ -268,19 +269,73 @@ def test_a_change_that_hides_its_time_is_found(tmp_path: Path) -> None:
             assert (one.tree / f"f{number}").read_bytes() == b"right"
 
 
-def test_what_changes_right_after_it_was_listed_is_read_again() -> None:
-    """The tick of the file system's clock in which a file is listed may hold another change."""
-    with node() as one:
-        for number in range(4):
-            path = one.local / "f"
-            path.write_bytes(b"%05d" % number)
+@pytest.fixture
+def coarse(tmp_path: Path) -> Iterator[Path]:
+    """A file system whose clock ticks once a second: whatever happens within a second looks the same."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    image, place = tmp_path / "image", tmp_path / "mounted"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    # Inodes of 128 bytes have no room for fractions of a second.
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-I", "128", image], check=True, stderr=subprocess.DEVNULL)
+    done = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)  # what gives signs of life may still be there
+
+
+@pytest.mark.needs("mkfs.ext4")
+def test_a_change_in_the_second_of_the_sync_is_found(coarse: Path) -> None:
+    with node(coarse) as one:
+        (one.local / "f").write_bytes(b"right")
+        for _ in range(2):
             assert one.up().verdict is Verdict.APPLIED
-            # Behind the job's back, at once.
             change_back(one.tree / "f", b"wrong")
-            job = one.plan(payload=one.payload())
-            one.run(job, before=BEHIND % ("recognize", f"printf later >{one.tree}/f"))
             assert one.up().verdict is Verdict.APPLIED
-            assert (one.tree / "f").read_bytes() == b"%05d" % number
+            assert (one.tree / "f").read_bytes() == b"right"
+
+
+@pytest.mark.needs("mkfs.ext4")
+def test_a_change_in_the_second_of_the_listing_is_found(coarse: Path) -> None:
+    """A file was changed right before it was listed, and in the same second again after it was read."""
+    with node(coarse) as one:
+        (one.local / "f").write_bytes(b"right")
+        assert one.up().verdict is Verdict.APPLIED
+        when = int((one.local / "f").stat().st_mtime)
+        file = one.tree / "f"
+        before = f"""
+set -T
+behind() {{
+  case $BASH_COMMAND in
+    'find . -mindepth 1 '*prune*) printf right >{file}; touch -d @{when} {file} ;;
+    settle*) printf wrong >{file}; touch -d @{when} {file} ;;
+  esac
+}}
+trap behind DEBUG
+"""
+        assert one.run(one.plan(payload=one.payload(None, ())), before=before).verdict is Verdict.APPLIED
+        assert file.read_bytes() == b"wrong"
+        assert one.up().verdict is Verdict.APPLIED
+        assert file.read_bytes() == b"right"
+
+
+def test_what_is_staged_and_not_what_the_manifest_says_is_not_published() -> None:
+    with node() as one:
+        (one.local / "f").write_bytes(b"right")
+        (one.local / "g").write_bytes(b"right too")
+        whole = joined(rows(scan(one.local).manifest))
+        sent = {b"full": whole, b"tree/f": b"wrong", b"tree/g": b"right too"}
+        members = [Member(Entry(name, Kind.FILE, 0o600, len(data)), data=data) for name, data in sent.items()]
+        answer = one.run(one.plan(payload=one.payload(members=members)))
+        assert (answer.verdict, answer.paths) == (Verdict.WANT, (b"f",))
+        assert not one.tree.exists()
+        assert one.up().verdict is Verdict.APPLIED
+        (one.tree / "g").unlink()
+        assert one.run(one.plan(payload=one.payload(members=members))).verdict is Verdict.APPLIED
+        assert (one.tree / "f").read_bytes() == b"right"
 
 
 def test_what_changes_while_it_is_packed_stays_as_it_was() -> None:

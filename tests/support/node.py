@@ -56,14 +56,25 @@ class Node:
         kept = self.state / "manifest"
         return hashlib.sha256(kept.read_bytes()).hexdigest() if kept.exists() else "-"
 
-    def payload(self, filter: Filter | None = None, paths: Collection[bytes] | None = None) -> Payload:
-        """The whole manifest, and the content of these paths (None: of all)."""
+    def payload(
+        self,
+        filter: Filter | None = None,
+        paths: Collection[bytes] | None = None,
+        members: list[Member] | None = None,
+    ) -> Payload:
+        """The whole manifest, and the content of these paths (None: of all); or `members`."""
+        return self._packed(members if members is not None else self._members(filter, paths))
+
+    def _members(self, filter: Filter | None, paths: Collection[bytes] | None) -> list[Member]:
         here = scan(self.local, with_own(filter))
         whole = joined(rows(here.manifest))
         members = [Member(Entry(b"full", Kind.FILE, 0o600, len(whole)), data=whole)]
         for member in here.members:
             if paths is None or member.entry.path in paths:
                 members.append(replace(member, entry=replace(member.entry, path=b"tree/" + member.entry.path)))
+        return members
+
+    def _packed(self, members: list[Member]) -> Payload:
         archive = Archive(members)
         data = archive.read(0, archive.size)
         self.payloads += 1
@@ -132,9 +143,9 @@ class Node:
 
 
 @contextmanager
-def node() -> Iterator[Node]:
-    """A new one, for the length of the block."""
-    root = Path(tempfile.mkdtemp(prefix="hpcbridge-test-"))
+def node(where: Path | None = None) -> Iterator[Node]:
+    """A new one, for the length of the block; `where` is on the file system that it has."""
+    root = Path(tempfile.mkdtemp(prefix="hpcbridge-test-", dir=where))
     try:
         yield Node(root)
     finally:

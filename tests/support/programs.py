@@ -13,6 +13,7 @@ PACKAGES = {
     "curl": "curl",
     "file": "file",
     "mariadbd": "mariadb-server",
+    "mkfs.ext4": "e2fsprogs",
     "munged": "munge",
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
