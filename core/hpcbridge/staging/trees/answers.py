@@ -25,6 +25,8 @@ class Verdict(StrEnum):
     """Content is missing; nothing has changed."""
     BASE = "base"
     """The manifest that the edits are for is not the one that is kept there: the whole is needed."""
+    LATE = "late"
+    """A job that was made later, when `reason` says (ns since 1970), has changed the tree; this one has not."""
     DAMAGED = "damaged"
     """The archive is not the one that was sent."""
     BUSY = "busy"

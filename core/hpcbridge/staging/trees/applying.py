@@ -19,7 +19,7 @@ _SCRIPT = r"""#!/bin/bash
 # hpcbridge: brings a tree up to date.
 @COMMON@
 @LISTING@
-base=@BASE@ delete=@DELETE@ mode=@MODE@
+base=@BASE@ delete=@DELETE@ mode=@MODE@ born=@BORN@
 grouped() {   # grouped WIDTH COMMAND...: once for all paths with the same value in the first columns
   local width=$1 row value= batch=(); shift
   while IFS= read -r -d '' row; do
@@ -28,7 +28,10 @@ grouped() {   # grouped WIDTH COMMAND...: once for all paths with the same value
   done
   flush "$@"
 }
-flush() { [ -z "${batch+x}" ] || printf '%s\0' "${batch[@]}" | xargs -0 "$@${value// /}" --; }
+flush() {
+  if [ "${#batch[@]}" -gt 200 ]; then printf '%s\0' "${batch[@]}" | xargs -0 "$@${value// /}" --
+  elif [ -n "${batch+x}" ]; then "$@${value// /}" -- "${batch[@]}"; fi
+}
 retouch() {   # modes and times of the rows in file "$1", below directory "$2"
   cut -z -b 66-68,102- <"$1" | sort -z | (cd -- "$2" && grouped 3 chmod '') &&
     of_files "$1" | cut -z -b 89- | sort -z | (cd -- "$2" && grouped 13 touch -h -c -m -d @)
@@ -74,16 +77,16 @@ copy_known() {   # content that is there under another name
     if [ "${from##*/}" = "${to##*/}" ]; then batch+=("$from"); else copy "$from" -T "$work/tree/$to"; fi
   done <copies
   copy_batch
-  (cd tree && cut -z -b 65- <"$work/lack" | xargs -0 -r sha256sum -z --) 2>/dev/null | sums 67 |
+  (cd tree && cut -z -b 65- <"$work/lack" | xargs -0 -r sha256sum -z -- || :) 2>/dev/null | sums 67 |
     comm -z -12 - lack >copied
   cp lack sought; comm -z -23 sought copied >lack
   cut -z -b 65- lack | (cd tree && xargs -0 -r rm -f --)
   sort -z good copied -o good
   cut -z -b 65- copied >leading; only leading <need >rows; retouch rows tree 2>>"$errors"
 }
-copy() { (cd -- "$target" && cp -p -P --reflink=auto "$@") 2>>"$errors"; }
+copy() { (cd -- "$target" && cp -p -P --reflink=auto "$@") 2>>"$errors" || :; }
 copy_batch() { [ -z "${batch+x}" ] || printf '%s\0' "${batch[@]}" |
-  (cd -- "$target" && xargs -0 cp -p -P --reflink=auto -t "$work/tree/$parent" --) 2>>"$errors"; }
+  (cd -- "$target" && xargs -0 cp -p -P --reflink=auto -t "$work/tree/$parent" --) 2>>"$errors" || :; }
 find_extras() {   # with delete: what is there and not wanted, and is kept by the patterns
   local folder
   : >extra.names; : >extra.folders
@@ -131,11 +134,14 @@ complete() {   # what needs no content, and the modes of directories
   (cd tree && find . -mindepth 1 -type d -print0) | sort -z >leading
   of_folders want | by_column 102 | only leading >rows && retouch rows tree
 }
+enter_above() { name=./${1##*/}; case $1 in */*) enter "${1%/*}/" ;; *) enter '' ;; esac; }
 clear_way() {
   local path number=0
   while IFS= read -r -d '' path; do
-    [ -L "$target/$path" ] || [ ! -d "$target/$path" ] || chmod u+rwx -- "$target/$path"
-    mv -fT -- "$target/$path" "$work/way.$((number += 1))" || return 1
+    number=$((number + 1))
+    ( enter_above "$path" || exit 1
+      [ -L "$name" ] || [ ! -d "$name" ] || chmod u+rwx -- "$name"
+      mv -fT -- "$name" "$work/way.$number" ) || return 1
   done < <(cat blocked replaced)
 }
 touch_up() {   # what has its content, and not its mode or time
@@ -143,6 +149,20 @@ touch_up() {   # what has its content, and not its mode or time
   while IFS= read -r -d '' path; do printf './%s\0' "$path"; done <touched >touching
   only touching <need >rows; [ ! -s rows ] || retouch rows "$target"
 }
+remove_names() {   # directory by directory, in each of which we are then, whatever takes its place meanwhile
+  local path name above= batch=()
+  while IFS= read -r -d '' path; do
+    if [ "${path%"${path##*/}"}" != "$above" ] || [ -z "${batch+x}" ]; then
+      remove_batch || return 1
+      above=${path%"${path##*/}"}
+      [ -d "$target/$above" ] || continue
+      enter_above "$path" || return 1
+    fi
+    batch+=("./${path##*/}")
+  done
+  remove_batch
+}
+remove_batch() { [ -z "${batch+x}" ] || printf '%s\0' "${batch[@]}" | xargs -0 rm -f -- || return 1; batch=(); }
 remove_extras() {
   local path folder
   [ -s extra.names ] || [ -s extra.folders ] || return 0
@@ -153,7 +173,8 @@ remove_extras() {
   done < <(cat extra.names extra.folders) | sort -z -u >closed
   ( cd -- "$target" || exit 1
     cut -z -b 5- <"$work/closed" | xargs -0 -r chmod u+rwx --
-    xargs -0 -r rm -f -- <"$work/extra.names" || exit 1
+    remove_names <"$work/extra.names" || exit 1
+    cd -- "$target" || exit 1
     sort -z -r "$work/extra.folders" | xargs -0 -r rmdir --ignore-fail-on-non-empty -- 2>/dev/null
     grouped 4 chmod '' <"$work/closed" 2>/dev/null; true )
 }
@@ -180,6 +201,9 @@ open_tree
 # A job that waited too long must not take the tree back to what it was.
 found=-; [ ! -e "$state/manifest" ] || { found=$(sha256sum <"$state/manifest"); found=${found%% *}; }
 [ "$found" = "$base" ] || [ "$found" = "$goal" ] || { answer "base $found"; exit 0; }
+# Nor one whose base has come back since.
+last=; [ ! -s "$state/born" ] || last=$(head -c 19 -- "$state/born" | tr -cd 0-9)
+[ "$dry" -eq 1 ] || [ "${last:-0}" -le "$born" ] || { answer "late $last"; exit 0; }
 wanted manifest
 look_around
 check_staged
@@ -187,6 +211,7 @@ check_staged
 find_extras
 find_blocked
 changes=$(tell)
+sound comparing
 [ "$dry" -eq 0 ] || { printf 'dry %s\n' "$changes" >"$answer.done"; finish; }
 [ ! -s lack ] || { cut -z -b 67- lack >missing; answer "want $(enclosed missing)"; exit 0; }
 
@@ -194,15 +219,20 @@ complete 2>"$errors" || fail completing
 [ ! -g tree ] || find tree -type d -exec chmod g+s {} +
 (cd tree && find . -type f -printf '@FILE@') >files
 in_rows 65 <good >sums; attach 158 sums files >staged.rows
+sound completing
 mine || { echo 'another job has taken over' >"$errors"; fail lock; }
+echo "$born" >"$state/born.new" && mv -f -- "$state/born.new" "$state/born" || fail completing
+@PUBLISH@
 tree=$work/tree stage=$work
+[ ! -d "$target" ] || real 2>"$errors" || fail clearing
 clear_way 2>"$errors" || fail clearing
 if [ ! -d "$target" ] || [ "$(find tree -mindepth 1 -print -quit)" ]; then
-@PUBLISH@
+  publish 2>"$errors" || fail publishing
 fi
 touch_up 2>"$errors" || fail touching
 remove_extras 2>"$errors" || fail removing
 settle 2>"$errors" || fail settling
+sound settling
 printf 'applied %s\n' "$changes" >"$answer.done"
 finish
 """
@@ -213,12 +243,14 @@ class Apply(SyncJob):
     """The tree at `target` gets the manifest named `goal`.
 
     `base` is the identity of the manifest that is supposed to be kept there, "-" for none. `delete` removes what is not
-    in the manifest and kept by `filter`. `mode` is that of a new tree's root.
+    in the manifest and kept by `filter`. `mode` is that of a new tree's root. `born` is when the job was made (ns since
+    1970, by the client's clock): once a later one has changed the tree, it changes nothing.
     """
 
     base: str = "-"
     delete: bool = False
     mode: int | None = None
+    born: int = 0
 
     def script(self) -> str:
         """The batch script."""
@@ -226,6 +258,7 @@ class Apply(SyncJob):
             "BASE": self.base,
             "DELETE": str(int(self.delete)),
             "MODE": "" if self.mode is None else f"{self.mode:o}",
+            "BORN": str(self.born),
             "FILE": FILE_ROW,
             "PUBLISH": PUBLISH,
         }

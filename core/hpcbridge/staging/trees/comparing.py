@@ -33,7 +33,7 @@ complain() {   # but not about what vanished meanwhile
   ! grep -v ': No such file or directory$' <errors >complaints || { mv -f complaints errors; fail reading; }
 }
 look_around() {   # `actual`: what is kept of the tree; `odd` and `large`: what is left out
-  list "$target" @LARGEST@
+  list "$target" @LARGEST@ || [ -s errors ]
   complain
   kept <names | sort -z >names.kept; kept <large | sort -z >large.kept; mv -f large.kept large
   if [ -s include ] || [ -s exclude ] || [ -s large ]; then
@@ -99,7 +99,8 @@ wanted have
 keep have
 look_around
 compare
-chosen_before=$(cat rows chosen files | sha256sum); archive=$state/${chosen_before:0:16}@SUFFIX@
+sound reading
+chosen_before=$(cat rows chosen files extra odd large | sha256sum); archive=$state/${chosen_before:0:16}@SUFFIX@
 if [ ! -e "$archive" ]; then
   compression=; ! pays || compression=1
   { pack; echo $? >status; } | if [ "$compression" ]; then gzip -1nc; else cat; fi >"$archive.new" || fail storing

@@ -34,6 +34,11 @@ export LC_ALL=C
 shopt -s dotglob nullglob
 mask=$(umask)
 umask 077
+# A list that was cut short, as by a full disk, must never pass for a short list: whatever fails unasked is remembered.
+broken=
+set -E
+trap '[ $? -eq 141 ] || { broken=1; [ "$BASHPID" = $$ ] || kill -USR1 $$; }' ERR   # 141: nobody wants to read the rest
+trap 'broken=1' USR1
 unpack() { printf %s "$1" | base64 -d; }
 state=$(unpack @STATE@)
 target=$(unpack @TARGET@; printf x); target=${target%x}
@@ -42,6 +47,11 @@ errors=$work/errors
 
 answer() { printf '%s\n' "$*" >"$answer.new" && mv -f -- "$answer.new" "$answer"; }
 fail() { answer "failed $1 $(head -c 300 -- "$errors" 2>/dev/null | tr '\n' ' ')"; exit 1; }
+sound() {   # sound DOING: nothing has failed so far
+  [ "$broken" ] || return 0
+  [ -s "$errors" ] || echo 'a list could not be written: no space left, or a quota is full?' >"$errors"
+  fail "$1"
+}
 count() { tr -cd '\0' | wc -c; }
 enclosed() {   # a list for the answer
   local text; text=$(cat -- "$@" | gzip -9n | base64 -w 0)
@@ -161,7 +171,7 @@ included() { if [ -s include ]; then that_match -xE -f include; else cat; fi; }
 kept() { included | if [ -s exclude ]; then that_match -v -xE -f exclude; else cat; fi; }   # by the patterns
 prepare() {   # the work directory
   mkdir -p -- "$work" && cd -- "$work" || exit 1
-  : >"$errors"
+  : >"$errors"; broken=   # what failed before was dealt with
   unpack @INCLUDE@ >include; unpack @EXCLUDE@ >exclude
 }
 keep() { cp -- want "$state/$1.new" && mv -f -- "$state/$1.new" "$state/$1"; }

@@ -153,7 +153,7 @@ read_files() {   # `reading` has sizes and paths; what was read is remembered no
 }
 read_batch() {
   [ -n "${batch+x}" ] || return 0
-  printf '%s\0' "${batch[@]}" | (cd -- "$1" && xargs -0 sha256sum -z --) 2>>errors | in_rows 67 >>sums
+  printf '%s\0' "${batch[@]}" | (cd -- "$1" && xargs -0 sha256sum -z -- || :) 2>>errors | in_rows 67 >>sums
   attach 158 sums unknown >hashed
 }
 

@@ -145,6 +145,7 @@ class _Sync:
     rows: list[bytes] = field(default_factory=list)
     told: bool = False
     sent: set[bytes] = field(default_factory=set)
+    latest: int = 0
 
     async def run(self) -> TreeResult:
         from hpcbridge.staging.trees.answers import Verdict
@@ -188,6 +189,10 @@ class _Sync:
             return self._lacking(answer)
         if answer.verdict is Verdict.DAMAGED:
             return self._everything()
+        if answer.verdict is Verdict.LATE:
+            # Somebody else was quicker, or has another clock; what was sent waits there.
+            self.latest = int(answer.reason)
+            return []
         if answer.verdict is not Verdict.BASE:
             raise self._failure(answer)
         # What was sent waits there; only the supposition was wrong. Unless that was right.
@@ -261,6 +266,7 @@ class _Sync:
             delete=self.delete,
             dry=self.dry,
             mode=self.mode,
+            born=max(time.time_ns(), self.latest + 1),
         )
         return await run_job(self.t, plan, self.found.bytes + self.t.size)
 

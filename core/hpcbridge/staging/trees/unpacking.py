@@ -85,6 +85,7 @@ if [ "$status" -ne 0 ]; then   # tar does not say why a write was short
 fi
 
 @PUBLISH@
+publish 2>"$errors" || fail publishing
 printf 'published %s %s\n' "$size" "${sum:--}" >"$answer.done"
 finish
 """
@@ -116,14 +117,20 @@ open_up() {   # directories of the tree that cannot be read or written: those wi
   done
   return 1
 }
+enter() {   # a directory of the target, unless a link has taken its place, or that of one above it
+  cd -P -- "$target/$1" || return 1
+  [ "$PWD/" = "$root/$1" ] || { printf '%q: a link leads elsewhere now\n' "$1" >&2; return 1; }
+}
 merge() {
   local entry name moved=()
   for entry in "$tree/$1"*; do
     name=${entry#"$tree/"}
-    if real_directory "$entry" && real_directory "$target/$name"; then merge "$name/"; else moved+=("$entry"); fi
+    if real_directory "$entry" && real_directory "$target/$name"; then merge "$name/" || return 1
+    else moved+=("$entry"); fi
   done
-  [ -z "${moved+x}" ] || printf '%s\0' "${moved[@]}" | xargs -0 mv -f -t "$target/$1" -- || return 1
+  [ -z "${moved+x}" ] || (enter "$1" && printf '%s\0' "${moved[@]}" | xargs -0 mv -f -t . --) || return 1
 }
+real() { local real; real=$(cd -P -- "$target" && printf '%sx' "$PWD") && root=${real%x} && root=${root%/}; }
 publish() {
   if [ ! -d "$target" ]; then
     [ "$mode" ] || mode=$(printf %o $((0777 & ~8#$mask)))
@@ -140,10 +147,9 @@ publish() {
     printf '%q ' "${in_the_way[@]:0:5}" >"$errors"; fail in_the_way
   fi
   [ -z "${closed+x}" ] || printf '%s\0' "${closed[@]}" | xargs -0 chmod u+rwx -- || return 1
-  merge '' || return 1
+  real && merge '' || return 1
   tar -x -f "$stage/$pieces"directories -C "$target" -p --no-same-owner --delay-directory-restore
 }
-publish 2>"$errors" || fail publishing
 """
 
 
