@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from hpcbridge.errors import InvalidPath
 from hpcbridge.staging.names import parse_remote
+from hpcbridge.staging.partfile import PartFile, Source, journal_path, part_path
 from hpcbridge.staging.trees.answers import Answer, Verdict
 from hpcbridge.staging.trees.comparing import Compare
 from hpcbridge.staging.trees.jobscript import SyncJob
 from hpcbridge.staging.trees.listing import identity, rows
 from hpcbridge.staging.trees.scan import scan
 from hpcbridge.staging.trees.sync_up import with_own
+from hpcbridge.staging.trees.workplace import Workplace
 from support.node import Node, node, seen
 
 FILES = 300
@@ -131,3 +135,25 @@ def compare(one: Node) -> Compare:
     here = scan(one.local, with_own(None))
     target, goal = parse_remote(str(one.tree)), identity(rows(here.manifest))
     return Compare(str(one.state), f"{one.jobs:08d}", 1, target, goal, with_own(None), one.payload(None, ()))
+
+
+def test_links_with_our_names_lead_to_no_file_of_the_users(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o755)
+    (precious / "file").write_text("thesis")
+    place = Workplace.of(tmp_path / "tree")
+    place.staged.symlink_to(precious)
+    assert place.fresh().is_dir()
+    assert not place.staged.is_symlink()
+    assert precious.stat().st_mode & 0o777 == 0o755
+    source = Source("site", "system", "/x", 100, 0)
+    part_path(tmp_path / "data").symlink_to(precious / "file")
+    with pytest.raises(InvalidPath):
+        PartFile.open(tmp_path / "data", source, 10)
+    part = PartFile.open(tmp_path / "other", source, 10)
+    journal = journal_path(tmp_path / "other")
+    journal.with_name(f"{journal.name}.new").symlink_to(precious / "file")
+    with pytest.raises(OSError, match="symbolic links"):
+        part.note()
+    part.close()
+    assert (precious / "file").read_text() == "thesis"

@@ -81,7 +81,8 @@ class PartFile:
             raise AlreadyExists(f"{target} is a directory", path=str(target))
         part = part_path(target)
         try:
-            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # In a directory of several people's, a link of that name may lead to any file of ours.
+            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise InvalidPath(f"cannot write {part}: {error.strerror}", path=str(target)) from error
         try:
@@ -157,7 +158,9 @@ class PartFile:
         journal = journal_path(self.target)
         new = journal.with_name(journal.name + ".new")
         with self._writing:
-            new.write_text(dump_journal(self.source, self.step, self._synced, self.done))
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            with os.fdopen(fd, "w") as out:
+                out.write(dump_journal(self.source, self.step, self._synced, self.done))
             new.replace(journal)
 
     def publish(self) -> None:

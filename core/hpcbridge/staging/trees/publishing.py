@@ -81,7 +81,8 @@ class _Modes:
                 mode, mtime, inner = record.split(b" ", 2)
                 self.known[inner] = int(mode, 8), int(mtime)
             os.truncate(path, records.rfind(b"\0") + 1)
-        self._out = path.open("ab", buffering=0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._out = os.fdopen(os.open(path, flags, 0o600), "ab", buffering=0)
 
     @classmethod
     def beside(cls, staged: Path) -> _Modes:

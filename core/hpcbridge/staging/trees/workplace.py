@@ -61,7 +61,9 @@ class Workplace:
     def clear(self) -> None:
         """Remove what an earlier attempt has unpacked; directories that it could not enter, too."""
         self.staged.with_name(f"{self.staged.name}.modes").unlink(missing_ok=True)
-        if self.staged.is_dir():
+        if self.staged.is_symlink():
+            self.staged.unlink()  # nobody of us has made it
+        elif self.staged.is_dir():
             for directory, _, _ in os.walk(self.staged):
                 Path(directory).chmod(0o700)
             shutil.rmtree(self.staged)
