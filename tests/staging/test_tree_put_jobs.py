@@ -257,3 +257,16 @@ def test_hostile_members_stay_in_the_tree(node: Node, tmp_path: Path) -> None:
         assert list(outside.iterdir()) == []
         assert not (node.root.parent / "climbed").exists()
         subprocess.run(["rm", "-rf", node.target], check=True)
+
+
+def test_what_is_new_belongs_to_the_group_of_its_directory(node: Node) -> None:
+    groups = [each for each in os.getgroups() if each != os.getegid()] if os.geteuid() else [4321]
+    if not groups:
+        pytest.skip("this user has one group only")
+    node.target.mkdir()
+    os.chown(node.target, -1, groups[0])
+    node.target.chmod(0o2775)
+    assert node.run(node.deliver(TREE)).verdict is Verdict.PUBLISHED
+    new = [node.target / "empty", node.target / "a" / "deep", node.target / "a" / "x", node.target / "a" / "deep" / "y"]
+    assert {path.stat().st_gid for path in new} == {groups[0]}
+    assert [path.stat().st_mode & 0o7777 for path in new] == [0o2700, 0o2555, 0o600, 0o644]

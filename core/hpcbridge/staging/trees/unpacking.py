@@ -62,6 +62,8 @@ if [ -d "$target" ] && [ "$(stat -Lc %d -- "$target")" != "$(stat -c %d .)" ]; t
   tree=$target/.hpcbridge-@SESSION@.@ATTEMPT@.tree   # a rename does not leave a file system
 fi
 mkdir -- "$tree" 2>"$errors" || fail unpacking
+whose=$target; [ -d "$whose" ] || { whose=${target%/*}; whose=${whose:-/}; }
+[ ! -g "$whose" ] || { chgrp --reference="$whose" -- "$tree" && chmod g+s -- "$tree"; } 2>/dev/null
 
 damaged() {
   list | xargs sha256sum -- >"$pieces"sums 2>/dev/null
@@ -83,6 +85,7 @@ if [ "$status" -ne 0 ]; then   # tar does not say why a write was short
   short=$(grep -m 1 ': Wrote only ' -- "$errors") && echo "No space left, or a quota is full: $short" >"$errors"
   fail unpacking
 fi
+[ ! -g "$tree" ] || find "$tree" -type d -exec chmod g+s {} + 2>/dev/null
 
 @PUBLISH@
 publish 2>"$errors" || fail publishing
