@@ -178,6 +178,20 @@ def test_an_array_is_complete_only_when_every_task_is():
     )
 
 
+def test_a_task_that_accounting_has_not_got_yet_is_waited_for():
+    ledger = watching("144", expected=range(2))
+    first, both = [row("144_0", "COMPLETED")], [row("144_0", "COMPLETED"), row("144_1", "COMPLETED")]
+    assert not ledger.on_answer("144", first, 1).ended
+    assert ledger.on_answer("144", first, POLICY.lag) is None
+    assert len(ledger.on_answer("144", both, POLICY.lag + 0.5).info.tasks) == 2
+
+
+def test_a_task_that_never_shows_does_not_keep_the_array_for_ever():
+    ledger = watching("144", expected=range(2))
+    assert not ledger.on_answer("144", [row("144_0", "COMPLETED")], 1).ended
+    assert ledger.on_answer("144", [row("144_0", "COMPLETED")], 1 + POLICY.lag).ended
+
+
 def test_an_array_of_unknown_size_is_complete_only_by_id():
     ledger = watching("144")
     rows = [row("144_0", "COMPLETED"), row("144_1", "COMPLETED")]

@@ -68,6 +68,7 @@ class Watched:
     absent_since: float | None = None
     absences: int = 0
     ended_since: float | None = None
+    short_since: float | None = None
     tasks: dict[int, JobInfo] = field(default_factory=dict)
 
     @property
@@ -234,20 +235,32 @@ class Ledger:
         # The row `144` stands for the tasks that still wait, raw ids for running ones; both vanish with the last of
         # them.
         going = [info for row in plain if not (info := JobInfo.from_row(row, name=job.name)).is_terminal]
-        known = job.expected is not None and job.expected <= job.tasks.keys()
-        complete = (
-            bool(job.tasks)
-            and not cut
-            and not going
-            and all(task.is_terminal for task in job.tasks.values())
-            and (known or by_id)
-        )
-        if not complete and not by_id and job.tasks and all(task.is_terminal for task in job.tasks.values()):
-            job.urgent = job.seen  # it may be over: a by-id read shows every task
+        over = bool(job.tasks) and not cut and not going and all(task.is_terminal for task in job.tasks.values())
+        complete = over and self._all_shown(job, array_rows, by_id=by_id)
+        if over and not complete:
+            job.urgent = job.seen  # it may be over: a by-id read shows every task, sooner or later
         info = combine(job.job_id, list(job.tasks.values()) or going or [_started(job, rows)], complete=complete)
         if going and not complete and any(each.state is JobState.RUNNING for each in going):
             info = replace(info, state=JobState.RUNNING, raw_state="RUNNING")
         return info, complete
+
+    def _all_shown(self, job: Watched, rows: Iterable[JobRow], *, by_id: bool) -> bool:
+        """Whether there are no tasks beyond those that were seen, all of which have ended.
+
+        Accounting is late with single tasks, too (seen under load): a by-id read without some that must be there is
+        believed only after the lag.
+        """
+        if job.expected is None:
+            return by_id
+        if job.expected <= job.tasks.keys():
+            return True
+        if any("..." in row.job_id for row in rows):
+            return by_id  # cancelled in the queue: the list of their indices stays cut
+        if not by_id or job.seen is None:
+            return False
+        if job.short_since is None:
+            job.short_since = job.seen
+        return job.seen - job.short_since >= self.policy.lag
 
     @staticmethod
     def _note_tasks(job: Watched, rows: Iterable[JobRow]) -> bool:
