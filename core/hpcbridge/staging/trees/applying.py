@@ -22,15 +22,16 @@ _SCRIPT = r"""#!/bin/bash
 base=@BASE@ delete=@DELETE@ mode=@MODE@ born=@BORN@
 grouped() {   # grouped WIDTH COMMAND...: once for all paths with the same value in the first columns
   local width=$1 row value= batch=(); shift
-  while IFS= read -r -d '' row; do
-    if [ "${row:0:width}" != "$value" ]; then flush "$@"; value=${row:0:width} batch=(); fi
-    batch+=("${row:width}")
-  done
-  flush "$@"
+  { while IFS= read -r -d '' row; do
+      if [ "${row:0:width}" != "$value" ]; then flush "$@" || return; value=${row:0:width} batch=(); fi
+      batch+=("${row:width}")
+    done
+    flush "$@"
+  } | xargs -0 -r -n 2 -P 4 "${@:1:$#-1}"   # a path alone: this shell would take longer to start its process
 }
 flush() {
-  if [ "${#batch[@]}" -gt 200 ]; then printf '%s\0' "${batch[@]}" | xargs -0 "$@${value// /}" --
-  elif [ -n "${batch+x}" ]; then "$@${value// /}" -- "${batch[@]}"; fi
+  if [ "${#batch[@]}" -gt 1 ]; then printf '%s\0' "${batch[@]}" | xargs -0 "$@${value// /}" --
+  elif [ -n "${batch+x}" ]; then printf '%s\0' "${@: -1}${value// /}" "${batch[0]}"; fi
 }
 retouch() {   # modes and times of the rows in file "$1", below directory "$2"
   cut -z -b 66-68,102- <"$1" | sort -z | (cd -- "$2" && grouped 3 chmod '') &&
