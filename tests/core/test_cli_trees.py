@@ -137,7 +137,64 @@ def test_sync_sends_what_differs_and_deletes_when_told(
     assert down.returncode == 0
     assert content(tmp_path / "results") == content(inputs)
     nothing = hpcbridge("sync", f"{there}/run1", "results")
-    assert "nothing to send" in nothing.stderr
+    assert "nothing to transfer in" in nothing.stderr
+
+
+def test_a_sync_tells_what_came_alone(hpcbridge: Run, there: str, inputs: Path) -> None:
+    assert hpcbridge("sync", "inputs", f"{there}/run1").returncode == 0
+    (inputs / "another").symlink_to("a.txt")
+    assert "0 files, 1 link, 8 unchanged" in hpcbridge("sync", "inputs", f"{there}/run1").stderr
+    (inputs / "a.txt").chmod(0o600)
+    assert "0 files, 1 changed in mode or time, 8 unchanged" in hpcbridge("sync", "inputs", f"{there}/run1").stderr
+
+
+def test_what_is_told_stays_on_its_line(hpcbridge: Run, there: str, inputs: Path) -> None:
+    (inputs / "new\nline").write_text("x")
+    os.mkfifo(inputs / "a\npipe")
+    done = hpcbridge("put", "inputs", f"{there}/x", "-n")
+    assert "would copy new\\nline (1 byte)" in done.stdout.splitlines()
+    assert "left out: a\\npipe: a named pipe" in done.stderr.splitlines()
+
+
+def test_a_dry_run_is_sorted_and_counts_content_only(hpcbridge: Run, there: str, inputs: Path) -> None:
+    assert hpcbridge("put", inputs, f"{there}/x").returncode == 0
+    told = json.loads(hpcbridge("get", f"{there}/x", "back", "-n", "--json").stdout)
+    paths = [change["path"] for change in told["changes"]]
+    assert paths == sorted(paths)
+    assert told["bytes"] == sum(
+        path.stat().st_size for path in inputs.rglob("*") if path.is_file() and not path.is_symlink()
+    )
+
+
+def test_a_sync_of_what_is_not_there_makes_nothing(hpcbridge: Run, sandbox: SandboxProcess, there: str) -> None:
+    before = hpcbridge("ls", "-a", "/home/alice").stdout
+    sandbox.delete("/requests")
+    done = hpcbridge("sync", f"{there}/nothing", "back")
+    assert done.returncode == 1
+    assert f"{there}/nothing" in done.stderr
+    assert changing(sandbox) == []
+    assert hpcbridge("ls", "-a", "/home/alice").stdout == before
+
+
+@pytest.mark.parametrize("route", [(), ("-n",), ("--route", "chunked"), ("--route", "s3"), ("--atomic",)])
+def test_a_file_for_a_directory_that_does_not_exist(hpcbridge: Run, there: str, inputs: Path, route: list[str]) -> None:
+    done = hpcbridge("put", "inputs/a.txt", f"{there}/nothing/a.txt", *route)
+    assert done.returncode == 1
+    assert f"the directory {there}/nothing does not exist" in done.stderr
+    assert f"Next: Make it: hpcbridge mkdir -p {there}/nothing" in done.stderr
+    assert "uploading 100" not in done.stderr
+    assert hpcbridge("ls", "-a", there).stdout == ""
+
+
+def test_a_file_does_not_become_what_is_written_as_a_directory(hpcbridge: Run, there: str, inputs: Path) -> None:
+    assert hpcbridge("put", "inputs/a.txt", there).returncode == 0
+    done = hpcbridge("get", f"{there}/a.txt", "results/")
+    assert done.returncode == 2
+    assert "the directory 'results' does not exist on this machine" in done.stderr
+    assert not (inputs.parent / "results").exists()
+    (inputs.parent / "results").mkdir()
+    assert hpcbridge("get", f"{there}/a.txt", "results/").returncode == 0
+    assert (inputs.parent / "results" / "a.txt").read_text() == "a\n"
 
 
 @pytest.mark.parametrize("command", ["put inputs {}/run1", "sync inputs {}/run1", "get {}/run1 results"])

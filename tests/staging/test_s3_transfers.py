@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,7 +13,15 @@ from pathlib import Path
 import pytest
 
 import hpcbridge
-from hpcbridge.errors import HpcBridgeError, IntegrityError, InvalidPath, InvalidRequest, TransferError, Unavailable
+from hpcbridge.errors import (
+    HpcBridgeError,
+    IntegrityError,
+    InvalidPath,
+    InvalidRequest,
+    PathNotFound,
+    TransferError,
+    Unavailable,
+)
 from hpcbridge.staging import Progress, get_file, put_file, server_jobs
 from hpcbridge.staging.context import Transfer
 from hpcbridge.staging.object_store import ObjectMissing, ObjectStore, completion_body, error_code, total_size
@@ -171,8 +180,23 @@ async def test_an_ingress_job_that_cannot_write_is_an_error_with_its_words(
     system: hpcbridge.System, sandbox: SandboxProcess, big: Path, tmp_path: Path
 ) -> None:
     small = random_file(tmp_path / "small", 1000)
-    with pytest.raises(HpcBridgeError, match=r"transfer job|No such file"):
-        await put_file(system, small, "/home/alice/no/such/dir/x", route="s3")
+    closed = sandbox.host_path("/home/alice/closed")
+    closed.mkdir(mode=0o555)
+    shutil.chown(closed, closed.parent.stat().st_uid, closed.parent.stat().st_gid)
+    try:
+        with pytest.raises(HpcBridgeError, match=r"transfer job|Permission denied"):
+            await put_file(system, small, "/home/alice/closed/x", route="s3")
+    finally:
+        closed.rmdir()
+
+
+async def test_what_is_for_a_directory_that_does_not_exist_is_not_sent(
+    system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path
+) -> None:
+    sandbox.delete("/requests")
+    with pytest.raises(PathNotFound, match="/home/alice/no/such does not exist"):
+        await put_file(system, random_file(tmp_path / "small", 1000), "/home/alice/no/such/x", route="s3")
+    assert all(each.startswith("GET") for each in sandbox.get("/requests")["counts"])
 
 
 async def test_an_egress_job_that_fails_is_an_error_with_its_words(

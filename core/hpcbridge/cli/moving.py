@@ -116,8 +116,13 @@ class Moving:
 
         return Job(str(source), f"{system.name}:{path}", work)
 
-    async def get(self, named: str | None, patterns: list[str], local: Path, *, default: bool) -> None:
-        """One directory or file to `local`, or several files into it; `default` when nobody has named `local`."""
+    async def get(
+        self, named: str | None, patterns: list[str], local: Path, *, default: bool = False, inside: bool = False
+    ) -> None:
+        """One directory or file to `local`, or several files into it.
+
+        `default` when nobody has named `local`; `inside` when it was written as a directory (`results/`).
+        """
         from hpcbridge.staging.remote import globs, jobs
 
         async with connect(self.state) as hpc:
@@ -125,7 +130,7 @@ class Moving:
             t = await jobs.context(system, account=self.options["account"])
             if len(patterns) == 1 and not globs.has_magic(patterns[0]):
                 (found,) = await globs.expand(t, patterns[0])
-                await self._get_one(system, found.path, patterns[0], local, default=default)
+                await self._get_one(system, found.path, patterns[0], local, default=default, inside=inside)
                 return
             paths: list[str] = []
             failures: dict[str, HpcBridgeError] = {}
@@ -142,7 +147,9 @@ class Moving:
             downs = [self._down(system, path, local) for path in dict.fromkeys(paths)]
             await self._several(downs, "downloading", str(local), failures)
 
-    async def _get_one(self, system: System, path: str, written: str, local: Path, *, default: bool) -> None:
+    async def _get_one(
+        self, system: System, path: str, written: str, local: Path, *, default: bool, inside: bool
+    ) -> None:
         is_tree = written.endswith("/") or await _is_directory(system, path)
         if not is_tree:
             self._refuse_choice(path)
@@ -152,8 +159,10 @@ class Moving:
                 f"{written!r} is a directory: say where its content goes, as in: {written} {name}", "LOCAL"
             )
         target = local / posixpath.basename(path) if _is_here(local) and not is_tree else local
-        if not is_tree and not _is_here(target.absolute().parent):
-            raise usage_error(f"the directory {str(target.parent)!r} does not exist on this machine", "LOCAL")
+        into = local if inside else target.absolute().parent
+        if not is_tree and not _is_here(into):
+            shown = into if inside else target.parent
+            raise usage_error(f"the directory {str(shown)!r} does not exist on this machine", "LOCAL")
         options = self._tree_options() if is_tree else self.options | {"dry_run": self.dry_run}
         await self._one(
             f"{system.name}:{path}",
@@ -199,7 +208,7 @@ class Moving:
 
     def _refuse_choice(self, source: str) -> None:
         if self.choice:
-            raise usage_error(f"{source!r} is a file: --include, --exclude and --max-file-size choose of a directory")
+            raise usage_error(f"{source!r} is a file: --include, --exclude and --max-file-size are for directories")
 
     async def _require_directory(self, system: System, path: str) -> None:
         if not await _is_directory(system, path):
@@ -349,21 +358,32 @@ def as_tree(result: Result) -> TreeResult | None:
 
 def print_result(result: Result, source: str, target: str) -> None:
     """One line about what went where, and the names of what was left out."""
-    rate = f", {output.size(int(result.bytes / result.seconds))}/s" if result.seconds > 0 and result.bytes else ""
+    moved = result.seconds > 0 and result.bytes and result.route
+    rate = f", {output.size(int(result.bytes / result.seconds))}/s" if moved else ""
     tree = as_tree(result)
     what = output.size(result.bytes) if tree is None else _counted(tree)
     route = f" ({result.route})" if result.route else ""
     if tree is not None:
         source, target = _as_directories(source, target)
-    output.note(f"{source} -> {target}: {what} in {result.seconds:.1f} s{rate}{route}")
+    output.note(output.printable(f"{source} -> {target}: {what} in {result.seconds:.1f} s{rate}{route}"))
     _print_left_out(tree)
 
 
 def _counted(tree: TreeResult) -> str:
-    parts = [f"{tree.files} {'file' if tree.files == 1 else 'files'}"]
+    """What was done to a tree, in a few words: `2 files, 1 removed, 12 unchanged, 3.1 kB`."""
+    touched = sum(change.action == "change" for change in tree.changes)
+    parts = [_of(tree.files, "file")]
+    # Beside files they only lead there; alone they are what was done.
+    parts += [_of(tree.directories, "directory", "directories")] if tree.directories and not tree.files else []
+    parts += [_of(tree.links, "link")] if tree.links and not tree.files else []
+    parts += [f"{touched} changed in mode or time"] if touched else []
     parts += [f"{tree.deleted} removed"] if tree.deleted else []
     parts += [f"{tree.unchanged} unchanged"] if tree.unchanged else []
-    return ", ".join(parts) + (f", {output.size(tree.bytes)}" if tree.route else ", nothing to send")
+    return ", ".join([*parts, output.size(tree.bytes) if tree.route else "nothing to transfer"])
+
+
+def _of(count: int, one: str, more: str | None = None) -> str:
+    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def print_dry_run(result: Result, source: str, target: str) -> None:
@@ -374,9 +394,9 @@ def print_dry_run(result: Result, source: str, target: str) -> None:
         return
     for change in tree.changes:
         size = f" ({output.size(change.size)})" if change.kind == "file" and change.action == "copy" else ""
-        output.print_line(f"would {change.action} {os.fsdecode(change.path)}{size}")
+        output.print_line(f"would {change.action} {_name(change.path)}{size}")
     source, target = _as_directories(source, target)
-    count = f"{len(tree.changes)} {'change' if len(tree.changes) == 1 else 'changes'}"
+    count = _of(len(tree.changes), "change")
     output.note(f"{source} -> {target}: {count}, {output.size(tree.bytes)}; nothing was done")
     _print_left_out(tree)
 
@@ -387,4 +407,9 @@ def _as_directories(*paths: str) -> list[str]:
 
 def _print_left_out(tree: TreeResult | None) -> None:
     for each in tree.skipped if tree is not None else ():
-        output.note(f"left out: {os.fsdecode(each.path)}: {each.why}")
+        output.note(f"left out: {_name(each.path)}: {each.why}")
+
+
+def _name(path: bytes) -> str:
+    """A path that stays on one line."""
+    return output.printable(os.fsdecode(path))

@@ -22,6 +22,8 @@ LINE_EVERY = 10.0
 """Seconds between two lines about the same phase in a pipe."""
 _MOVING = ("uploading", "downloading")
 _WAITING = ("queued", "joining", "staging")
+_NUMBERS = 64
+"""Columns of a terminal that spinner, bar, bytes, rate and times take at most."""
 _JOB = re.compile(r"\bjob (\d+)\b")
 
 
@@ -54,9 +56,10 @@ class Display:
             return
         if self._bars is None:
             self._bars = _bars()
-            self._task = self._bars.add_task("", total=None, label=_short(self._label), phase="", moving=False)
+            self._task = self._bars.add_task("", total=None, text="", moving=False)
             self._bars.start()
-        self._bars.update(self._task, completed=report.done, total=report.total, **_fields(report))
+        fields = _fields(self._label, report, self._bars.console.width)
+        self._bars.update(self._task, completed=report.done, total=report.total, **fields)
 
     def close(self) -> None:
         """Take the bar away; later reports are not shown."""
@@ -66,14 +69,23 @@ class Display:
             self._bars = None
 
 
-def _fields(report: Progress) -> dict[str, Any]:
-    phase = f"{report.phase} ({report.detail})" if report.detail else report.phase
-    return {"phase": printable(phase), "moving": bool(report.total) and report.phase in _MOVING}
+def _fields(label: str, report: Progress, width: int) -> dict[str, Any]:
+    """What a bar shows of a report, on a line of `width` columns: where numbers move, words give way."""
+    moving = bool(report.total) and report.phase in _MOVING
+    name = _short(printable(label), 40)
+    texts = [f"{name} {report.phase}", name]
+    if report.detail:
+        texts.insert(0, f"{name} {report.phase} ({printable(report.detail)})")
+    room = max(width - _NUMBERS, 10)
+    if moving:
+        return {"text": next((text for text in texts if len(text) <= room), _short(name, room)), "moving": True}
+    return {"text": texts[0], "moving": False}
 
 
-def _short(label: str) -> str:
-    text = printable(label)
-    return text if len(text) <= 40 else f"{text[:18]}…{text[-20:]}"
+def _short(text: str, most: int) -> str:
+    """At most `most` characters, both ends kept."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def _bars() -> Bars:
@@ -104,7 +116,7 @@ def _bars() -> Bars:
     return Progress(
         SpinnerColumn(),
         TextColumn(
-            "{task.fields[label]} {task.fields[phase]}",
+            "{task.fields[text]}",
             markup=False,
             table_column=Column(no_wrap=True, overflow="ellipsis"),
         ),

@@ -85,7 +85,8 @@ def choice_of(
         try:
             lines = exclude_from.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise usage_error(f"{str(exclude_from)!r} cannot be read: {error}", "--exclude-from") from None
+            why = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise usage_error(f"{str(exclude_from)!r} cannot be read: {why}", "--exclude-from") from None
         excluded += [line for line in lines if line.strip() and not line.startswith("#")]
     return Choice(tuple(include or ()), tuple(excluded), parse_size(max_file_size, "--max-file-size"))
 
@@ -192,7 +193,9 @@ def get(
     chosen = choice_of(include, exclude, exclude_from, max_file_size)
     state.interrupt_note = "Repeat the command: it goes on where it stopped."
     moving = Moving(state, chosen, options | {"resume": resume}, quiet=quiet, as_json=json, dry_run=dry_run)
-    run(moving.get(named, patterns, Path(local), default=len(paths) == 1))
+    if local.endswith("/") and Path(local).exists() and not Path(local).is_dir():
+        raise usage_error(f"{local!r} is a file", "LOCAL")
+    run(moving.get(named, patterns, Path(local), default=len(paths) == 1, inside=local.endswith("/")))
 
 
 def sync(

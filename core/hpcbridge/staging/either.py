@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hpcbridge.errors import InvalidRequest, IsDirectory, TooLarge
 from hpcbridge.staging.context import TransferSystem
-from hpcbridge.staging.files import get_file, put_file
+from hpcbridge.staging.files import check_put, get_file, put_file
 from hpcbridge.staging.progress import TransferResult
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ async def put(
     size = local.stat().st_size  # noqa: ASYNC240 (one look)
     chosen.check_file(size, str(local))
     if chosen.dry_run:
-        return TransferResult("none", size, 0.0)
+        await check_put(system, local, remote)
+        return TransferResult(None, size, 0.0)
     return await put_file(system, local, remote, atomic=atomic, **options)
 
 
@@ -91,7 +92,7 @@ async def get(
         if is_file:
             chosen.check_file(found.size, remote)
             if chosen.dry_run:
-                return TransferResult("none", found.size, 0.0)
+                return TransferResult(None, found.size, 0.0)
     if is_file:
         try:
             return await get_file(system, remote, local, **options)

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpcbridge.errors import InvalidPath, IsDirectory
+from hpcbridge.errors import InvalidPath, IsDirectory, PathNotFound
 from hpcbridge.staging import direct
 from hpcbridge.staging.context import PATIENCE, Transfer, TransferSystem
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath, parse_remote
 from hpcbridge.staging.partfile import PartFile, Source, part_path
-from hpcbridge.staging.places import require_inside, usable_limits
+from hpcbridge.staging.places import require_directory, require_inside, usable_limits
 from hpcbridge.staging.plan import RANGE, Direction, Route, verification
 from hpcbridge.staging.progress import Phase, Progress, Reporter, TransferResult
 from hpcbridge.staging.routes import remember, route_for
@@ -73,17 +73,35 @@ async def put_file(
             needs_job=needs_job,
             limits=usable_limits(t, target.directory, route),
         )
-        if chosen is Route.DIRECT:
-            digest = await direct.put(t, source, target)
-        elif chosen is Route.S3 and target.scripts_carry_it and not atomic:
-            from hpcbridge.staging import s3_upload
-
-            digest = await s3_upload.put(t, source, target)
-        else:
-            digest = await _put_by_job(t, source, target, chosen)
+        digest = await _put(t, source, target, chosen, atomic=atomic)
     finally:
         source.close()
     return await _done(t, chosen, Direction.UP, begun, digest)
+
+
+async def check_put(system: TransferSystem, local: str | Path, remote: str) -> None:
+    """Look whether `put_file` has a place for the file. Raises InvalidPath, PathNotFound."""
+    target = parse_remote(remote, Path(local).name)
+    info = await system.client.system(system.name, patience=PATIENCE)
+    t = Transfer(system, info, Path(local), Reporter(None), verification("auto"), None)
+    require_inside(t, target)
+    await require_directory(t, target.directory)
+
+
+async def _put(t: Transfer, source: LocalFile, target: RemotePath, route: Route, *, atomic: bool) -> str | None:
+    try:
+        if route is Route.DIRECT:
+            return await direct.put(t, source, target)
+        if route is Route.S3 and target.scripts_carry_it and not atomic:
+            from hpcbridge.staging import s3_upload
+
+            # The server's job would find out when all has been sent.
+            await require_directory(t, target.directory)
+            return await s3_upload.put(t, source, target)
+        return await _put_by_job(t, source, target, route)
+    except PathNotFound:
+        await require_directory(t, target.directory)  # it says so more plainly
+        raise
 
 
 async def _done(t: Transfer, route: Route, direction: Direction, begun: float, digest: str | None) -> TransferResult:

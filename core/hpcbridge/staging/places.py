@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import replace
 
-from hpcbridge.errors import InvalidPath
-from hpcbridge.staging.context import Transfer
+from hpcbridge.errors import InvalidPath, PathNotFound
+from hpcbridge.staging.context import PATIENCE, Transfer
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.plan import Limits, Route
 
@@ -22,7 +23,21 @@ def require_inside(t: Transfer, path: RemotePath) -> None:
     """
     if not is_inside(t, str(path)):
         there = ", ".join(each.path for each in t.info.file_systems)
-        raise t.error(f"{path} is in none of the system's file systems", kind=InvalidPath, path=str(path), hint=there)
+        message = f"{path} is in none of the system's file systems"
+        raise t.error(message, kind=InvalidPath, path=str(path), hint=f"They are {there}")
+
+
+async def require_directory(t: Transfer, directory: str) -> None:
+    """Raise PathNotFound where there is no directory to put a file into."""
+    try:
+        found = await t.client.stat(t.name, directory, dereference=True, patience=PATIENCE)
+    except PathNotFound:
+        message = f"the directory {directory} does not exist"
+    else:
+        if stat.S_ISDIR(found.mode):
+            return
+        message = f"{directory} is not a directory"
+    raise t.error(message, kind=PathNotFound, path=directory, hint=f"Make it: hpcbridge mkdir -p {directory}")
 
 
 def usable_limits(t: Transfer, directory: str, wanted: str | None) -> Limits:

@@ -42,10 +42,10 @@ class Progress:
 class TransferResult:
     """What a transfer did: the route taken, bytes in the file, seconds spent, SHA-256 (hex) where both sides agree.
 
-    `sha256` is None when only the size was compared.
+    `route` is None when nothing was to be moved (`dry_run`), `sha256` when only the size was compared.
     """
 
-    route: str
+    route: str | None
     bytes: int
     seconds: float
     sha256: str | None = None

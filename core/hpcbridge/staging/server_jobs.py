@@ -66,7 +66,8 @@ async def did_its_work(t: Transfer, job: TransferJob) -> None:
 def show(t: Transfer, info: JobInfo) -> None:
     """Report a change of the job's state: a wait in the queue is visible as such."""
     if info.state.is_queued:
-        t.reporter.phase(Phase.QUEUED, f"transfer job {info.job_id} waits in the queue ({info.reason or 'no reason'})")
+        why = f" ({info.reason})" if info.reason else ""
+        t.reporter.phase(Phase.QUEUED, f"transfer job {info.job_id} waits in the queue{why}")
     elif not info.is_terminal:
         t.reporter.phase(Phase.STAGING, f"transfer job {info.job_id} runs")
 

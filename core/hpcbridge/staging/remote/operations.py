@@ -222,6 +222,9 @@ async def make(t: Transfer, paths: Sequence[str], *, parents: bool = False, dry_
     failures |= await _each(quick, lambda path: t.client.mkdir(t.name, path, parents=parents))
     if odd:
         failures |= await _change(t, Changes(Verb.MAKE, [*map(os.fsencode, odd)], options="-p" * parents), odd)
+    for error in failures.values():
+        if not parents and isinstance(error, PathNotFound | AlreadyExists):
+            error.hint = "-p (parents=True) makes those above as well, and takes one that exists"
     return failures
 
 

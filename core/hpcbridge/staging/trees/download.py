@@ -100,7 +100,7 @@ async def get_tree(
     info = await system.client.system(system.name, patience=PATIENCE)
     t = Transfer(system, info, place.target, Reporter(progress), checked, account)
     require_inside(t, source)
-    mode = await _directory_mode(t, source)
+    mode = await directory_mode(t, source)
     request = _Request(t, source, filter or Filter(), route, max_size, cut_up_to(t.limits, await figures_of(t)))
     if dry_run:
         return await _listed(request, begun)
@@ -115,7 +115,7 @@ async def get_tree(
     return result
 
 
-async def _directory_mode(t: Transfer, source: RemotePath) -> int:
+async def directory_mode(t: Transfer, source: RemotePath) -> int:
     """The permission bits of the remote directory. Raises PathNotFound, InvalidPath for a file."""
     t.reporter.phase(Phase.CHECKING, "looking at the remote directory")
     found = await t.client.stat(t.name, str(source), dereference=True, patience=PATIENCE)
@@ -248,7 +248,7 @@ async def _listed(request: _Request, begun: float) -> TreeResult:
         ]
     finally:
         await keyed_jobs.remove_directory(t, stage)
-    entries = parse_listing(gzip.decompress(b"".join(pieces)))
+    entries = sorted(parse_listing(gzip.decompress(b"".join(pieces))), key=lambda entry: entry.path)
     return TreeResult(
         None,
         packed.bytes,

@@ -34,7 +34,7 @@ own=@SESSION@. answer=@ANSWER@ errors=@SESSION@.errors
 answer() { printf '%s\n' "$*" >"$answer.new" && mv -f -- "$answer.new" "$answer"; }
 why() { head -c 300 -- "$errors" 2>/dev/null | tr '\n' ' '; }
 fail() { rm -f -- "$own"[0-9]* "$own"archive; answer "failed $1 $(why)"; exit 1; }
-sum() { echo $(($(cut -z -d ' ' -f "$1" -- "$own"kept | tr '\0' '+')0)); }
+sum() { echo $(($(grep -za '^f ' -- "$own"kept | cut -z -d ' ' -f "$1" | tr '\0' '+')0)); }
 count() { grep -zc "^$1" -- "$own"kept; }
 
 umask 077

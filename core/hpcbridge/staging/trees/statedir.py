@@ -87,10 +87,11 @@ async def run_job(t: Transfer, job: SyncJob, work: int, least: int = 0) -> Answe
 class Sender:
     """Brings archives into a state directory: small ones by one request, others as `put_tree` does, with resume."""
 
-    def __init__(self, t: Transfer, wanted: str | None) -> None:
-        """`wanted` is the route that the caller insists on."""
+    def __init__(self, t: Transfer, wanted: str | None, what: str = "") -> None:
+        """`wanted` is the route that the caller insists on; `what` is being sent, as the progress tells it."""
         self._t = t
         self._wanted = wanted
+        self._what = what
         self.route: Route | None = None
         self.bytes = 0
 
@@ -123,7 +124,7 @@ class Sender:
         t, session = self._t, secrets.token_hex(4)
         data = await in_thread(source.read, 0, source.size)
         await in_thread(source.check_unchanged)
-        t.reporter.phase(Phase.UPLOADING, done=0)
+        t.reporter.phase(Phase.UPLOADING, self._what, done=0)
         await t.client.upload(t.name, state, piece_name(session, 0), data, patience=PATIENCE)
         t.reporter.add(len(data))
         digest = hashlib.sha256(data).hexdigest()

@@ -34,6 +34,7 @@ from hpcbridge.staging.places import require_inside
 from hpcbridge.staging.plan import Verify
 from hpcbridge.staging.progress import Phase, Progress, Reporter
 from hpcbridge.staging.trees.arriving import Arrival
+from hpcbridge.staging.trees.download import directory_mode
 from hpcbridge.staging.trees.entries import Kind, Manifest, Skipped
 from hpcbridge.staging.trees.hashes import HashCache
 from hpcbridge.staging.trees.listing import identity, rows
@@ -151,7 +152,7 @@ class _Sync:
         record = await asyncio.to_thread(kept.load)
         rows_here = await asyncio.to_thread(rows, self.here.manifest)
         self.state = await self._state(record)
-        answer = await self._compared(Sender(self.t, None), record, rows_here)
+        answer = await self._compared(Sender(self.t, None, "the list of what is here"), record, rows_here)
         assert answer.archive is not None
         try:
             result = await self._arrive(answer.archive)
@@ -167,7 +168,11 @@ class _Sync:
         if record is not None:
             return record.state
         up = await asyncio.to_thread(record_of(self.t, "up", self.source).load)
-        return up.state if up is not None else await open_reading_state(self.t, self.source)
+        if up is not None:
+            return up.state
+        # Nothing is made beside a directory that does not exist.
+        await directory_mode(self.t, self.source)
+        return await open_reading_state(self.t, self.source)
 
     async def _compared(self, sender: Sender, record: Record | None, rows_here: list[bytes]) -> Answer:
         """The answer of a job that knows what is here."""
