@@ -201,10 +201,10 @@ receive
 open_tree
 # A job that waited too long must not take the tree back to what it was.
 found=-; [ ! -e "$state/manifest" ] || { found=$(sha256sum <"$state/manifest"); found=${found%% *}; }
-[ "$found" = "$base" ] || [ "$found" = "$goal" ] || { answer "base $found"; exit 0; }
+[ "$found" = "$base" ] || [ "$found" = "$goal" ] || later "base $found"
 # Nor one whose base has come back since.
 last=; [ ! -s "$state/born" ] || last=$(head -c 19 -- "$state/born" | tr -cd 0-9)
-[ "$dry" -eq 1 ] || [ "${last:-0}" -le "$born" ] || { answer "late $last"; exit 0; }
+[ "$dry" -eq 1 ] || [ "${last:-0}" -le "$born" ] || later "late $last"
 wanted manifest
 look_around
 check_staged
@@ -214,7 +214,7 @@ find_blocked
 changes=$(tell)
 sound comparing
 [ "$dry" -eq 0 ] || { printf 'dry %s\n' "$changes" >"$answer.done"; finish; }
-[ ! -s lack ] || { cut -z -b 67- lack >missing; answer "want $(enclosed missing)"; exit 0; }
+[ ! -s lack ] || { cut -z -b 67- lack >missing; later "want $(enclosed missing)"; }
 
 complete 2>"$errors" || fail completing
 [ ! -g tree ] || find tree -type d -exec chmod g+s {} +

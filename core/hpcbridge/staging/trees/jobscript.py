@@ -101,7 +101,7 @@ tidy() {   # what nobody comes back for
 }
 begin() {
   cd -- "$state" || exit 1
-  ! grep -qsE '^(applied|packed) ' -- "$answer" || exit 0   # requeued: the outcome stands
+  [ ! -e "$answer" ] || exit 0   # requeued: the outcome stands
   [ ! -s "$answer.done" ] || finish
   take_turn
   printf %s "$target" >"$state/tree"
@@ -147,6 +147,7 @@ discard() {   # the archive
     *) wipe "$payload" ;;
   esac
 }
+later() { discard; answer "$@"; exit 0; }   # another job goes on with what was unpacked
 is_goal() { [ -e "$1" ] && local found && found=$(sha256sum <"$1") && [ "${found%% *}" = "$goal" ]; }
 wanted() {   # the manifest that the client means: it came whole, or as edits of the one kept as "$1"
   if is_goal full; then mv -f full want
@@ -156,7 +157,7 @@ wanted() {   # the manifest that the client means: it came whole, or as edits of
     touch gone new
     comm -z -23 "$state/$1" gone | sort -z -m - new >want
   fi
-  is_goal want || { answer "base $({ sha256sum <"$state/$1" || echo -; } 2>/dev/null | cut -d ' ' -f 1)"; exit 0; }
+  is_goal want || later "base $({ sha256sum <"$state/$1" || echo -; } 2>/dev/null | cut -d ' ' -f 1)"
 }
 sums() { cut -z -b 1-64,"$1"- | sort -z; }
 paths() {   # of a manifest: `$2.names`, and `$2.folders`

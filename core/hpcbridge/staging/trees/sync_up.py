@@ -145,6 +145,8 @@ class _Sync:
     rows: list[bytes] = field(default_factory=list)
     told: bool = False
     sent: set[bytes] = field(default_factory=set)
+    before: dict[bytes, set[bytes]] = field(default_factory=dict)
+    """Digests of the files that were left there -> their paths."""
     latest: int = 0
 
     async def run(self) -> TreeResult:
@@ -178,7 +180,7 @@ class _Sync:
                     await asyncio.to_thread(kept.save, Record(self.state, tuple(self.rows)))
                 return self._result(answer, sender)
             else:
-                members = self._next(answer)
+                members, payload = self._next(answer), None
         raise self._gave_up(answer)
 
     def _next(self, answer: Answer) -> list[Member]:
@@ -220,10 +222,11 @@ class _Sync:
     async def _first(self, record: Record | None) -> list[Member]:
         """What is sent at first: edits of what the record says is there, with new content; or everything."""
         if record is not None:
-            sums = {row[:64] for row in record.rows}
+            for row in record.rows:
+                self.before.setdefault(row[:64], set()).add(path_of(row))
             fresh = set(self.rows).difference(record.rows)
             self.base = identity(record.rows)
-            self.sent = {path_of(row) for row in fresh if row[64:65] != b"f" or row[:64] not in sums}
+            self.sent = {path_of(row) for row in fresh if row[64:65] != b"f" or row[:64] not in self.before}
             return [*edits(record.rows, self.rows), *self._content(() if self.dry else self.sent)]
         if not self.dry and self.found.bytes > AT_ONCE and await self._exists():
             self.told = True
@@ -327,7 +330,11 @@ class _Sync:
         return _counted(changes, None if self.dry else sender.route, size, self.found, answer.deletions)
 
     def _action(self, entry: Entry) -> Action:
-        return Action.COPY if entry.kind is not Kind.FILE or entry.path in self.sent else Action.MOVE
+        if entry.kind is not Kind.FILE or entry.path in self.sent:
+            return Action.COPY
+        # A dry run sends nothing, and so learns of nothing that is lacking: what was changed there has to be sent.
+        elsewhere = self.before.get((entry.sha256 or "").encode(), set()) - {entry.path}
+        return Action.COPY if self.dry and not elsewhere else Action.MOVE
 
 
 def _counted(changes: list[Change], route: str | None, size: int, found: Scan, deleted: int) -> TreeResult:
