@@ -175,6 +175,19 @@ async def test_a_dry_run_tells_and_changes_nothing(pair: Pair, system: hpcbridge
     assert pair.equal()
 
 
+async def test_a_dry_run_knows_what_has_to_be_sent(pair: Pair, system: hpcbridge.System) -> None:
+    pair.fill(pair.local, 3)
+    await pair.up(system)
+    (pair.there / "d0" / "f 0").write_text("written by a job")
+    (pair.local / "d0" / "f 1").rename(pair.local / "renamed")
+    told = await pair.up(system, dry_run=True)
+    done = await pair.up(system)
+    expected = {(b"d0/f 0", Action.COPY), (b"renamed", Action.MOVE)}
+    assert {(change.path, change.action) for change in told.changes} == expected
+    assert {(change.path, change.action) for change in done.changes} == expected
+    assert told.bytes == (pair.local / "d0" / "f 0").stat().st_size
+
+
 async def test_a_lost_record_costs_a_job_and_no_content(
     pair: Pair, system: hpcbridge.System, own_state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

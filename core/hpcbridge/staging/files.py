@@ -202,7 +202,8 @@ def _require_room(t: Transfer, target: Path) -> None:
     part = part_path(target)
     free = volume.f_bavail * volume.f_frsize + (part.stat().st_blocks * 512 if part.exists() else 0)
     if free < t.size:
-        raise t.error(f"{target} needs {t.size} bytes and the disk has {free} left", path=str(target))
+        message = f"{target} needs {t.size} bytes and the disk has {free} left"
+        raise t.error(message, path=str(target), hint="Make room there, or receive it elsewhere")
 
 
 async def _followed(t: Transfer, path: RemotePath) -> RemotePath:

@@ -231,7 +231,8 @@ def _require_room(fd: int, size: int, target: Path) -> None:
     volume = os.fstatvfs(fd)
     free = volume.f_bavail * volume.f_frsize + os.fstat(fd).st_blocks * 512
     if free < size:
-        raise TransferError(f"{target} needs {size} bytes and the disk has {free} left", path=str(target))
+        message = f"{target} needs {size} bytes and the disk has {free} left"
+        raise TransferError(message, path=str(target), hint="Make room there, or receive it elsewhere")
 
 
 def _sync_data(fd: int) -> None:
