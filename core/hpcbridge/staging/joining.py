@@ -19,6 +19,18 @@ STAGE_PREFIX = ".hpcbridge-put-"
 STALE_MINUTES = 7 * 24 * 60
 """Age after which the next joining job beside it removes the staging directory of an upload that nobody resumed."""
 
+OVERTAKE = r"""overtake() {   # uploads to this target that rested since before the first piece of this one: their jobs come too late
+  local other
+  [[ $stage =~ ^(.*/@PREFIX@[a-z2-7]{16})-[a-z2-7]{16}$ ]] || return 0
+  for other in "${BASH_REMATCH[1]}"-????????????????; do
+    [ "$other" = "$stage" ] || [ ! -d "$other" ] || [ ! "$other" -ot "$1" ] || rm -rf -- "$other"
+  done
+}"""
+"""Part of a publishing job: a job that waited in the queue must not put an old state over a newer one.
+
+Its directory goes, and without that it does nothing. `$1` is the first piece.
+"""
+
 _SCRIPT = r"""#!/bin/bash
 # hpcbridge: joins @COUNT@ pieces into one file, checks it and publishes it by rename.
 set -u -o pipefail
@@ -38,11 +50,13 @@ finish() {   # the answer comes last: whoever reads it may remove this directory
 }
 fail() { answer "failed $1 $(head -c 300 -- "$errors" 2>/dev/null | tr '\n' ' ')"; exit 1; }
 list() { seq -f "$pieces%0@DIGITS@.0f" 0 $((count - 1)); }
+@OVERTAKE@
 
 cd -- "$stage" || exit 1
 # Requeued after it had published: the pieces may be gone, the outcome stands.
 grep -qs '^published ' -- "$answer" && exit 0
 [ ! -s "$answer.done" ] || finish
+overtake "$(list | head -n 1)"
 
 if [ "$count" -eq 1 ]; then
   only=$(list)
@@ -119,7 +133,7 @@ class Join:
             "PREFIX": STAGE_PREFIX,
             "STALE": str(STALE_MINUTES),
         }
-        return re.sub("@([A-Z0-9]+)@", lambda match: values[match[1]], _SCRIPT)
+        return re.sub("@([A-Z0-9]+)@", lambda match: values[match[1]], _SCRIPT.replace("@OVERTAKE@", OVERTAKE))
 
 
 def packed(value: bytes) -> str:

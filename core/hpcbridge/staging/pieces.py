@@ -60,11 +60,15 @@ class Stage:
 def stage_directory(target: RemotePath, identity: str, piece: int, *, inside: bool = False) -> str:
     """Where the pieces go: the same for every attempt to send the same thing to the same place.
 
-    Beside the target, or, where that cannot be written, `inside` it.
+    Beside the target, or, where that cannot be written, `inside` it. The name's first half is the target's own, by
+    which a job finds what was left of earlier uploads to it.
     """
-    text = b"\0".join([target.encoded, f"{identity} {piece}".encode()])
-    name = STAGE_PREFIX + b32encode(hashlib.sha256(text).digest()[:10]).decode().lower()
-    return posixpath.join(str(target) if inside else target.directory, name)
+    halves = (_short(target.encoded), _short(target.encoded + f"\0{identity} {piece}".encode()))
+    return posixpath.join(str(target) if inside else target.directory, STAGE_PREFIX + "-".join(halves))
+
+
+def _short(text: bytes) -> str:
+    return b32encode(hashlib.sha256(text).digest()[:10]).decode().lower()
 
 
 def survey(names: Mapping[str, int], size: int, piece: int) -> tuple[str | None, set[int], int]:

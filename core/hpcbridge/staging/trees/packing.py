@@ -34,6 +34,7 @@ own=@SESSION@. answer=@ANSWER@ errors=@SESSION@.errors
 answer() { printf '%s\n' "$*" >"$answer.new" && mv -f -- "$answer.new" "$answer"; }
 why() { head -c 300 -- "$errors" 2>/dev/null | tr '\n' ' '; }
 fail() { rm -f -- "$own"[0-9]* "$own"archive; answer "failed $1 $(why)"; exit 1; }
+unwritten() { echo 'the list of files could not be written' >"$errors"; fail storing; }
 sum() { echo $(($(grep -za '^f ' -- "$own"kept | cut -z -d ' ' -f "$1" | tr '\0' '+')0)); }
 count() { grep -zc "^$1" -- "$own"kept; }
 
@@ -51,15 +52,19 @@ cd -- "$source" 2>"$stage/$errors" || { cd -- "$stage"; fail listing; }
 find . -mindepth 1 \( -name .hpcbridge -o -name '.hpcbridge-*' -o -name '.*.hpcbridge-*' \) -prune -o \
   -type d -printf 'd 0 0 %P/\0' -o ${largest:+-type f -size +"$largest"c -printf 'L 0 0 %P\0' -o} \
   -printf '%y %s %b %P\0' 2>"$stage/$errors" >"$stage/$own"all
+found=$?
 cd -- "$stage" || exit 1
+# On a full disk there is no room for complaints either; a list that was cut short must not pass for the tree.
+[ "$found" -eq 0 ] || [ -s "$errors" ] || unwritten
 # What vanished meanwhile is not missed.
 grep -v ': No such file or directory$' <"$errors" >"$own"complaints &&
   mv -f -- "$own"complaints "$errors" && fail listing
 
+cut_short() { [ $? -le 1 ] || unwritten; }
 chosen() { grep -zxavEf "$own"exclude -- "$own"all; }
-[ -s "$own"exclude ] || chosen() { cat -- "$own"all; }
+[ -s "$own"exclude ] || chosen() { cat -- "$own"all || return 2; }
 if [ -s "$own"include ]; then
-  chosen | grep -zxaEf "$own"include >"$own"kept
+  chosen | grep -zxaEf "$own"include >"$own"kept; cut_short
   # The directories that lead there, level by level.
   cut -z -d ' ' -f 4- -- "$own"kept >"$own"level
   while [ -s "$own"level ]; do
@@ -67,13 +72,14 @@ if [ -s "$own"include ]; then
     xargs -0 -r printf 'd 0 0 %s/\0' <"$own"parents >>"$own"kept
     mv -f -- "$own"parents "$own"level
   done
-  sort -zu -o "$own"kept -- "$own"kept
+  sort -zu -o "$own"kept -- "$own"kept || unwritten
 else
-  chosen >"$own"kept
+  chosen >"$own"kept; cut_short
 fi
 # Left out, and named: what is no file, directory or link; what is too large.
 grep -zav '^[fdl] ' -- "$own"kept | cut -z -d ' ' -f 1,4- >"$own"notes
-grep -za '^[fdl] ' -- "$own"kept >"$own"plain; mv -f -- "$own"plain "$own"kept
+grep -za '^[fdl] ' -- "$own"kept >"$own"plain; cut_short
+mv -f -- "$own"plain "$own"kept
 bytes=$(sum 2) space=$(($(sum 3) * 512)) entries=$(grep -zc '' -- "$own"kept)
 size=$(((space < bytes ? space : bytes) + 1024 * entries))
 [ -z "$limit" ] || [ "$bytes" -le "$limit" ] || { echo "$bytes" >"$errors"; fail large; }

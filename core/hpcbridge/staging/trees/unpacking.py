@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hpcbridge.staging.joining import STAGE_PREFIX, STALE_MINUTES, packed
+from hpcbridge.staging.joining import OVERTAKE, STAGE_PREFIX, STALE_MINUTES, packed
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.plan import PIECE_NAME_DIGITS
 
@@ -43,6 +43,7 @@ finish() {   # the answer comes last: whoever reads it may remove this directory
     -exec rm -rf {} + 2>/dev/null
   mv -f -- "$answer.done" "$answer"; exit 0
 }
+@OVERTAKE@
 
 cd -- "$stage" || exit 1
 # Requeued after it had published: the outcome stands.
@@ -87,6 +88,7 @@ if [ "$status" -ne 0 ]; then   # tar does not say why a write was short
 fi
 [ ! -g "$tree" ] || find "$tree" -type d -exec chmod g+s {} + 2>/dev/null
 
+overtake "$(list | head -n 1)"
 @PUBLISH@
 publish 2>"$errors" || fail publishing
 printf 'published %s %s\n' "$size" "${sum:--}" >"$answer.done"
@@ -197,4 +199,4 @@ class Unpack:
             "MODE": "" if self.mode is None else f"{self.mode:o}",
             "PUBLISH": PUBLISH,
         }
-        return re.sub("@([A-Z0-9]+)@", lambda match: values[match[1]], _SCRIPT)
+        return re.sub("@([A-Z0-9]+)@", lambda match: values[match[1]], _SCRIPT.replace("@OVERTAKE@", OVERTAKE))
