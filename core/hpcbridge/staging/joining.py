@@ -19,7 +19,7 @@ STAGE_PREFIX = ".hpcbridge-put-"
 STALE_MINUTES = 7 * 24 * 60
 """Age after which the next joining job beside it removes the staging directory of an upload that nobody resumed."""
 
-OVERTAKE = r"""overtake() {   # uploads to this target that have rested since before "$1": their jobs would come too late
+OVERTAKE = r"""overtake() {   # uploads to this target that have rested since before "$1": their jobs come too late
   local other
   [[ $stage =~ ^(.*/@PREFIX@[a-z2-7]{16})-[a-z2-7]{16}$ ]] || return 0
   for other in "${BASH_REMATCH[1]}"-????????????????; do
