@@ -10,6 +10,8 @@ import subprocess
 import threading
 from pathlib import Path
 
+import pytest
+
 from support.cli import COMMAND, clean_environment, run_cli
 from support.sandbox import SandboxProcess
 
@@ -17,14 +19,17 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def in_terminal(
-    sandbox: SandboxProcess, folder: Path, *arguments: str, interrupt_at: str | None = None
+    sandbox: SandboxProcess, folder: Path, *arguments: str, interrupt_at: str | None = None, columns: int = 120
 ) -> tuple[int, str]:
     """Exit code and everything shown, with standard output and error on one pseudo-terminal.
 
     Ctrl-C is pressed when `interrupt_at` has been shown.
     """
     ours, theirs = pty.openpty()
-    env = clean_environment(sandbox.client_env("alice"), home=folder) | {"TERM": "xterm-256color", "COLUMNS": "120"}
+    env = clean_environment(sandbox.client_env("alice"), home=folder) | {
+        "TERM": "xterm-256color",
+        "COLUMNS": str(columns),
+    }
     process = subprocess.Popen([*COMMAND, *arguments], env=env, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown: list[bytes] = []
@@ -72,6 +77,16 @@ def test_put_shows_a_bar(sandbox: SandboxProcess, tmp_path: Path) -> None:
     assert code == 0
     assert "━" in shown
     assert "12.0 MB in " in shown
+
+
+@pytest.mark.parametrize("name", ["x", "a_rather_long_name_of_a_file_that_is_sent.dat"])
+def test_a_bar_keeps_to_its_line(sandbox: SandboxProcess, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(os.urandom(30_000_000))
+    code, shown = in_terminal(sandbox, tmp_path, "put", "--route", "chunked", name, "/home/alice/x", columns=80)
+    assert code == 0
+    drawn = [_CONTROL.sub("", line) for line in re.split(r"[\r\n]+", shown) if "━" in line]
+    assert drawn
+    assert all(len(line.rstrip()) <= 80 and re.search(r"\d MB .*\d:\d\d:\d\d$", line.rstrip()) for line in drawn)
 
 
 def test_a_tree_shows_a_bar_and_the_queue(sandbox: SandboxProcess, tmp_path: Path) -> None:
