@@ -7,12 +7,14 @@ import contextlib
 import logging
 import shutil
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 import hpcbridge
+from hpcbridge.credentials.secret import Secret
 from hpcbridge.errors import (
     HpcBridgeError,
     IntegrityError,
@@ -265,15 +267,32 @@ async def test_no_presigned_url_reaches_log_or_error(
     assert signatures == []
 
 
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_no_presigned_url_is_in_a_traceback_with_local_variables(
+    system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path, direction: str
+) -> None:
+    source = random_file(tmp_path / "in", 6_000_000)
+    await put_file(system, source, "/home/alice/shown")
+    sandbox.post("/s3-faults", {"part_corruption": 1})
+    up = direction == "up"
+    path, out = "/home/alice/shown", tmp_path / "out"
+    moving = put_file(system, source, path, route="s3") if up else get_file(system, path, out, route="s3")
+    with pytest.raises(IntegrityError) as caught:
+        await moving
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "system = " in shown
+    assert "X-Amz" not in shown
+
+
 async def test_the_stores_own_words_and_absences(system: hpcbridge.System, sandbox: SandboxProcess) -> None:
     await system.client.upload("sandbox", "/home/alice", "tiny", b"abc")
     ask = await system.client.transfer_download("sandbox", "/home/alice/tiny")
     store = ObjectStore(system.client.session.storage, patience=0.5)
     with pytest.raises(TransferError) as caught:
-        await store.size(ask.url.reveal().replace("X-Amz-Signature=", "X-Amz-Signature=0"))
+        await store.size(Secret(ask.url.reveal().replace("X-Amz-Signature=", "X-Amz-Signature=0")))
     assert "Signature=" not in str(caught.value)
     with pytest.raises((ObjectMissing, TransferError)):
-        await store.size(ask.url.reveal().split("?")[0] + "-no?" + ask.url.reveal().split("?")[1])
+        await store.size(Secret(ask.url.reveal().split("?")[0] + "-no?" + ask.url.reveal().split("?")[1]))
     sandbox.post("/s3-faults", {"get_failure": 1})
     reader = RangeReader(system.client.session.site, ask.url, readers=1, patience=0.5)
     with pytest.raises(Unavailable) as gone:
@@ -296,7 +315,7 @@ async def test_a_cancelled_range_has_written_its_last_byte(
     store = ObjectStore(system.client.session.storage)
     for _ in range(200):
         with contextlib.suppress(ObjectMissing):
-            if await store.size(ask.url.reveal()) == SIZE:
+            if await store.size(ask.url) == SIZE:
                 break
         await asyncio.sleep(0.05)
     reader = RangeReader(system.client.session.site, ask.url, readers=1)

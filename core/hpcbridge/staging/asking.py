@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError
 from hpcbridge.staging import server_jobs
@@ -57,13 +56,16 @@ def last(journal: Journal) -> int:
 
 async def clear(t: Transfer, journal: Journal, name: str, path: str) -> None:
     """End what lost answers have left behind: jobs called `name` about `path`."""
-    unanswered, directives = _moments(journal), answer(journal)
-    known: set[Any] = set()
-    if directives is not None:
-        known = {directives["transferJob"]["jobId"]}
+    unanswered, known = _moments(journal), _job_ids(journal)
+    if known:
         unanswered = unanswered[:-1]
     if unanswered:
         await server_jobs.clear_unanswered(t, name, path, unanswered, known)
+
+
+def _job_ids(journal: Journal) -> set[str]:
+    # The answers hold presigned URLs: none stays in a local variable that a traceback might show.
+    return {entry["answer"]["transferJob"]["jobId"] for entry in journal.noted("answer")}
 
 
 def _moments(journal: Journal) -> list[int]:

@@ -1,6 +1,7 @@
 """The object store behind presigned URLs: parts up, ranges down. Knows S3's words and nothing of FirecREST's.
 
-A presigned URL carries its own authority, so no token is sent, and no URL ever goes into an error.
+A presigned URL carries its own authority, so no token is sent, and no URL ever goes into an error, nor into the local
+variables that a traceback may show.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from xml.sax.saxutils import escape
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from hpcbridge.credentials.secret import Secret
 from hpcbridge.errors import HpcBridgeError, IntegrityError, NotFound, TransferError, Unavailable
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ class ObjectStore:
         self._patience = patience
 
     async def put_part(
-        self, url: str, length: int, content: Callable[[], AsyncIterator[bytes]], *, md5: bytes | None = None
+        self, url: Secret, length: int, content: Callable[[], AsyncIterator[bytes]], *, md5: bytes | None = None
     ) -> str:
         """Send one part of `length` bytes and return its ETag, quotes included; `content` is called for each attempt.
 
@@ -51,13 +53,13 @@ class ObjectStore:
             headers["Content-MD5"] = b64encode(md5).decode()
 
         async def attempt() -> str:
-            response = await self._http.put(url, content=content(), headers=headers, timeout=_TIMEOUT)
+            response = await self._http.put(url.reveal(), content=content(), headers=headers, timeout=_TIMEOUT)
             _check(response, "a part was not taken")
             return str(response.headers.get("etag", ""))
 
         return await persist(attempt, Patience(self._patience))
 
-    async def complete(self, url: str, etags: list[str], *, again: bool = False) -> None:
+    async def complete(self, url: Secret, etags: list[str], *, again: bool = False) -> None:
         """Make the object of its parts, in order; again after a lost answer (also another process's) does no harm.
 
         The store may say 200 and put the error into the body. Raises like `put_part`.
@@ -69,7 +71,7 @@ class ObjectStore:
             nonlocal attempts
             attempts += 1
             headers = {"Content-Type": "application/xml"}
-            response = await self._http.post(url, content=body, headers=headers, timeout=_TIMEOUT)
+            response = await self._http.post(url.reveal(), content=body, headers=headers, timeout=_TIMEOUT)
             # An earlier attempt whose answer was lost has used the upload up.
             if attempts > 1 and response.status_code == 404:
                 return
@@ -80,13 +82,15 @@ class ObjectStore:
 
         await persist(attempt, Patience(self._patience))
 
-    async def size(self, url: str) -> int:
+    async def size(self, url: Secret) -> int:
         """Bytes in the object; one attempt. Raises ObjectMissing, Unavailable, TransferError.
 
         A presigned URL is signed for GET only, so this asks for the first byte.
         """
         try:
-            async with self._http.stream("GET", url, headers={"Range": "bytes=0-0"}, timeout=_TIMEOUT) as response:
+            async with self._http.stream(
+                "GET", url.reveal(), headers={"Range": "bytes=0-0"}, timeout=_TIMEOUT
+            ) as response:
                 if response.status_code >= 400:
                     await response.aread()
                 _check(response, "the object cannot be read")

@@ -11,6 +11,7 @@ from hpcbridge.staging.context import Transfer
 from hpcbridge.staging.object_store import ObjectStore
 
 if TYPE_CHECKING:
+    from hpcbridge.credentials.secret import Secret
     from hpcbridge.staging.source import SourceFile
 
 ATTEMPTS = 4
@@ -31,7 +32,7 @@ class PartSender:
         self._store = store
         self._tags_are_sums: bool | None = None
 
-    async def send(self, url: str, offset: int, length: int) -> str:
+    async def send(self, url: Secret, offset: int, length: int) -> str:
         """Send a span to its presigned URL; returns its ETag. Raises IntegrityError, and what the store raises."""
         part = _Part(self._t, self._source, offset, length)
         for attempt in range(ATTEMPTS):

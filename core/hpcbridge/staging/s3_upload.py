@@ -169,7 +169,7 @@ class _Upload:
         await asyncio.to_thread(self._source.check_unchanged)
         self._journal.add(completing=True)
         store = ObjectStore(self._t.client.session.storage)
-        await store.complete(upload.complete_url.reveal(), [etags[index] for index in range(len(parts))], again=again)
+        await store.complete(upload.complete_url, [etags[index] for index in range(len(parts))], again=again)
 
     async def _send(self, upload: S3Upload, parts: list[tuple[int, int]], etags: dict[int, str]) -> None:
         sender = PartSender(self._t, self._source, ObjectStore(self._t.client.session.storage))
@@ -177,7 +177,7 @@ class _Upload:
 
         async def send(index: int) -> None:
             async with free:
-                etags[index] = await sender.send(upload.part_urls[index].reveal(), *parts[index])
+                etags[index] = await sender.send(upload.part_urls[index], *parts[index])
                 self._journal.add(part=index, etag=etags[index])
 
         async with task_group() as group:
