@@ -30,8 +30,7 @@ from support.scale import PROVE
 
 quick = settings(
     max_examples=300 if PROVE else 8,
-    # An example takes half a second: what fails is shrunk where there is time.
-    phases=tuple(Phase) if PROVE else (Phase.explicit, Phase.reuse, Phase.generate),
+    phases=tuple(Phase) if PROVE else (Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes time
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
