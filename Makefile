@@ -12,11 +12,20 @@ ENVS   := .env
 UV     := $(ENVS)/uv/bin/uv
 CORE   := $(ENVS)/core/bin
 AIRFLOW := $(ENVS)/airflow/bin
+AIIDA  := $(ENVS)/aiida/bin
+JUPYTERHUB := $(ENVS)/jupyterhub/bin
+REFRAME := $(ENVS)/reframe/bin
+GITLAB := $(ENVS)/gitlab/bin
 # One host each: the extras that its environment installs.
 EXTRAS_core    := sandbox,test
 EXTRAS_airflow := airflow,sandbox,test
-HOSTS := core airflow
-PARTS := core staging sandbox airflow
+EXTRAS_aiida   := aiida,sandbox,test
+EXTRAS_jupyterhub := jupyterhub,sandbox,test
+EXTRAS_reframe := reframe,sandbox,test
+EXTRAS_gitlab  := gitlab,sandbox,test
+ADAPTERS := airflow aiida jupyterhub reframe gitlab
+HOSTS := core $(ADAPTERS)
+PARTS := core staging sandbox $(ADAPTERS)
 
 .PHONY: help
 help: ## list the targets
@@ -53,6 +62,14 @@ test-sandbox: env-core ## the sandbox alone
 	$(CORE)/pytest $(SIDE_BY_SIDE) tests/sandbox $(PYTEST_ARGS)
 test-airflow: env-airflow ## the Airflow provider alone
 	$(AIRFLOW)/pytest tests/airflow $(PYTEST_ARGS)
+test-aiida: env-aiida ## the AiiDA plugin alone
+	$(AIIDA)/pytest tests/aiida $(PYTEST_ARGS)
+test-jupyterhub: env-jupyterhub ## the JupyterHub spawner alone
+	$(JUPYTERHUB)/pytest tests/jupyterhub $(PYTEST_ARGS)
+test-reframe: env-reframe ## the ReFrame backend alone
+	$(REFRAME)/pytest tests/reframe $(PYTEST_ARGS)
+test-gitlab: env-gitlab ## the GitLab executor alone
+	$(GITLAB)/pytest tests/gitlab $(PYTEST_ARGS)
 
 # The full figures: real time constants, full N. Takes its time.
 .PHONY: $(PARTS:%=prove-%)
@@ -64,17 +81,25 @@ prove-sandbox: env-core ## the sandbox with its full figures
 	HPCBRIDGE_PROVE=1 $(CORE)/pytest tests/sandbox --timeout=3000 $(PYTEST_ARGS)
 prove-airflow: env-airflow ## the Airflow provider with its full figures
 	HPCBRIDGE_PROVE=1 $(AIRFLOW)/pytest tests/airflow --timeout=3000 $(PYTEST_ARGS)
+prove-aiida: env-aiida ## the AiiDA plugin with its full figures
+	HPCBRIDGE_PROVE=1 $(AIIDA)/pytest tests/aiida --timeout=3000 $(PYTEST_ARGS)
+prove-jupyterhub: env-jupyterhub ## the JupyterHub spawner with its full figures
+	HPCBRIDGE_PROVE=1 $(JUPYTERHUB)/pytest tests/jupyterhub --timeout=3000 $(PYTEST_ARGS)
+prove-reframe: env-reframe ## the ReFrame backend with its full figures
+	HPCBRIDGE_PROVE=1 $(REFRAME)/pytest tests/reframe --timeout=3000 $(PYTEST_ARGS)
+prove-gitlab: env-gitlab ## the GitLab executor with its full figures
+	HPCBRIDGE_PROVE=1 $(GITLAB)/pytest tests/gitlab --timeout=3000 $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: env-core ## hpcbridge beside pyfirecrest, in one run, as ratios
 	$(CORE)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: lint format
-lint: env-core env-airflow ## ruff, mypy --strict, who may import whom
+lint: $(HOSTS:%=env-%) ## ruff, mypy --strict, who may import whom
 	$(CORE)/ruff check .
 	$(CORE)/ruff format --check .
 	$(CORE)/mypy
-	$(AIRFLOW)/mypy --config-file pyproject.toml -p hpcbridge_airflow
+	for host in $(ADAPTERS); do $(ENVS)/$$host/bin/mypy --config-file pyproject.toml -p hpcbridge_$$host; done
 	$(CORE)/lint-imports
 format: env-core ## let ruff rewrite what it can
 	$(CORE)/ruff check --fix .

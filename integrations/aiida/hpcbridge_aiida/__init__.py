@@ -1,0 +1,1 @@
+"""AiiDA transport and scheduler of hpcbridge."""

@@ -1,0 +1,1 @@
+"""GitLab custom executor of hpcbridge."""
