@@ -36,6 +36,7 @@ class Display:
         self._state = state
         self._bars: Bars | None = None
         self._task: Any = None
+        self._phase = ""
         self._lines = None if quiet or stderr_is_terminal() else _Lines(label)
         self._over = quiet
 
@@ -59,7 +60,9 @@ class Display:
             self._task = self._bars.add_task("", total=None, text="", moving=False)
             self._bars.start()
         fields = _fields(self._label, report, self._bars.console.width)
-        self._bars.update(self._task, completed=report.done, total=report.total, **fields)
+        # A phase is drawn when it begins: one shorter than the time between two refreshes would never be seen.
+        fresh, self._phase = report.phase != self._phase, report.phase
+        self._bars.update(self._task, completed=report.done, total=report.total, refresh=fresh, **fields)
 
     def close(self) -> None:
         """Take the bar away; later reports are not shown."""
