@@ -213,6 +213,11 @@ class System:
         """See `hpcbridge.System.job`."""
         return Job(self._wrapped.job(job_id, name))
 
+    def find(self, key: str, *, workdir: str | None = None, name: str = "job") -> Job | None:
+        """See `hpcbridge.System.find`."""
+        found = _run(self._wrapped.find, key, workdir=workdir, name=name)
+        return Job(found) if found is not None else None
+
     def jobs(self) -> list[JobRow]:
         """See `hpcbridge.System.jobs`."""
         return _run(self._wrapped.jobs)
@@ -458,6 +463,8 @@ class Job:
         """See `hpcbridge.Job.post_mortem`."""
         return _run(self._wrapped.post_mortem)
 
-    def logs(self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0) -> Iterator[bytes]:
+    def logs(
+        self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0, exact: bool = False
+    ) -> Iterator[bytes]:
         """See `hpcbridge.Job.logs`."""
-        return _iterate(lambda: self._wrapped.logs(follow, stream=stream, offset=offset))
+        return _iterate(lambda: self._wrapped.logs(follow, stream=stream, offset=offset, exact=exact))

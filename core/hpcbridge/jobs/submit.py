@@ -181,6 +181,20 @@ async def submit_once(
         return done
 
 
+async def find(client: FirecrestClient, system: str, name: str, workdir: str) -> str | None:
+    """The id of the job that an earlier submit made under `name`, None where nothing shows one (yet).
+
+    From this machine's record, else from the job's lock (it has started), else from the scheduler's listing (it waits).
+    One answer without it proves nothing: see `submit_once`, which is what decides.
+    """
+    if (known := await FileIntentStore().known(name)) is not None:
+        return known
+    if (owner := await lock_owner(client, system, Places(workdir, name).lock)) is not None:
+        return owner
+    rows = await finder(client, system).rows(name, window_for(_LOOK_BACK.total_seconds()))
+    return min((row.array_job_id or row.job_id for row in rows), key=_age, default=None)
+
+
 _users: weakref.WeakKeyDictionary[FirecrestClient, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
