@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -138,7 +138,7 @@ class Job:
 
     async def logs(
         self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0, exact: bool = False
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """The bytes of a stream from `offset` on, each once; with `follow` until the job has ended and all is read.
 
         What is not UTF-8 beyond the server's direct limit (about 3.9 MB) comes with U+FFFD in its place; with `exact`
