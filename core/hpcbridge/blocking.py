@@ -205,9 +205,11 @@ class System:
         """See `hpcbridge.System.info`."""
         return _run(self._wrapped.info, fresh)
 
-    def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
+    def submit(
+        self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None, look_first: bool = False
+    ) -> Job:
         """See `hpcbridge.System.submit`. An asynchronous `store` is called on the portal thread."""
-        return Job(_run(self._wrapped.submit, spec, key, store=store))
+        return Job(_run(self._wrapped.submit, spec, key, store=store, look_first=look_first))
 
     def job(self, job_id: str | int, name: str | None = None) -> Job:
         """See `hpcbridge.System.job`."""

@@ -87,11 +87,15 @@ class System:
         async with self._use() as (entry, name):
             return await entry.client.system(name, fresh=fresh)
 
-    async def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
+    async def submit(
+        self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None, look_first: bool = False
+    ) -> Job:
         """Submit once: with a `key`, the same call again (here, later, after a crash) gives the same job.
 
         Without a key each call is a new job, still with at most one execution however the answer is lost. Where the
         spec names none, the working directory is the user's own and the account the site's default for the system.
+        With `look_first` a job that another machine has submitted is found by two requests, instead of by a second job
+        that finds the first one's lock when it starts.
         Raises SubmitRejected, KeyConflict, InvalidSpec, Unavailable.
         """
         from hpcbridge.jobs.submit import SubmitPolicy, submit_once
@@ -105,7 +109,7 @@ class System:
             }
             spec = spec.replace(**{field: value for field, value in filled.items() if value})
             since = datetime.now(UTC)
-            done = await submit_once(entry.client, name, spec, key, store=store, user=user)
+            done = await submit_once(entry.client, name, spec, key, store=store, user=user, look_first=look_first)
         return Job(self, done.job_id, done.name, spec=spec, submitted=done, since=None if done.adopted else since)
 
     def job(self, job_id: str | int, name: str | None = None) -> Job:

@@ -66,7 +66,9 @@ class Runs:
             answer = client.get(f"/compute/{self.sandbox.system}/jobs")
         rows = answer.raise_for_status().json()["jobs"] or []
         return {
-            row["jobId"]: row["status"]["state"] for row in rows if str(row["name"]).startswith(f"{name or self.name}.")
+            row["jobId"]: str(row["status"]["state"]).partition(" ")[0]
+            for row in rows
+            if str(row["name"]).startswith(f"{name or self.name}.")
         }
 
     def wait_for_job(self, *states: str) -> str:

@@ -151,7 +151,8 @@ class Course:
             self._note(replace(self.handle, phase=Phase.SUBMITTING, submitted_at=time.time()), plan)
         # An interrupt does not end this: only its own end tells whether there is a job to cancel.
         spec = spec.replace(workdir=self.handle.workdir)
-        self._submitting = asyncio.ensure_future(system.submit(spec, key=self.handle.key))
+        look = plan.key is not None  # others may say it, too
+        self._submitting = asyncio.ensure_future(system.submit(spec, key=self.handle.key, look_first=look))
         try:
             self.job = job = await asyncio.shield(self._submitting)
         except HpcBridgeError as error:
@@ -283,7 +284,11 @@ class Course:
                 pass
         if self.job is not None and not self._ended:
             self.state.interrupt_note = f"Job {self.job.id} may still run. End it: hpcbridge cancel {self.job.id}"
-            info = await _cancelled(self.job)
+            try:
+                info = await _cancelled(self.job)
+            except HpcBridgeError as error:
+                self.state.interrupt_note += f"\nIt could not be ended here: {error}"
+                return
             self.state.interrupt_note = f"{output.describe(info)}."
         elif self.job is None:
             self.state.interrupt_note = "No job was submitted."
