@@ -55,6 +55,17 @@ def test_files_go_there_output_and_results_come_back(runs: Runs, project: Path) 
     assert not there & {"notes.tmp", ".git", "config"}
 
 
+def test_our_own_state_is_not_sent_where_the_home_directory_is_the_checkout(runs: Runs) -> None:
+    config = runs.folder / ".config/hpcbridge"
+    config.mkdir(parents=True)
+    (config / "site.secret").write_text("a secret\n")
+    (runs.folder / "words.txt").write_text("words\n")
+    done = runs.run("--push", runs.folder, "--", "find", ".", "-type", "f")
+    assert "./words.txt\n" in done.stdout
+    assert "site.secret" not in done.stdout
+    assert ".local/state" not in done.stdout
+
+
 def test_of_a_directory_only_what_differs_is_sent_again(runs: Runs, project: Path) -> None:
     first = runs.run("--push", project, "--", "cat", "src/words.txt")
     (project / "src/more.txt").write_text("more\n")

@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from hpcbridge.cli.context import usage_error
@@ -70,6 +70,7 @@ async def push(
     *,
     account: str | None,
     dry_run: bool = False,
+    exclude: Sequence[str] = (),
     **tree_options: Any,
 ) -> list[tuple[Push, Any]]:
     """Bring all of them into `workdir`, of directories only what differs. `tree_options` are those of `System.sync`."""
@@ -78,13 +79,32 @@ async def push(
         target = each.within(workdir)
         options: dict[str, Any] = {"account": account, "progress": show, "dry_run": dry_run}
         if each.source.is_dir():
-            result: Any = await system.sync(each.source, target, **options, **tree_options)
+            left_out = [*exclude, *_private(each.source)]
+            result: Any = await system.sync(each.source, target, exclude=left_out, **options, **tree_options)
         else:
             if not dry_run:
                 await system.mkdir(target.rpartition("/")[0])
             result = await system.put(each.source, target, **options)
         done.append((each, result))
     return done
+
+
+def _private(source: Path) -> list[str]:
+    """Patterns for our own state and configuration, where a service has put the home directory into the checkout.
+
+    They hold logins and secrets, and change while they would be sent.
+    """
+    from hpcbridge.jobs.intents import state_directory
+    from hpcbridge.sites import config_file
+
+    root = source.resolve()
+    ours = (path.resolve() for path in (state_directory(), config_file().parent))
+    return [f"/{_literal(path.relative_to(root))}/" for path in ours if path.is_relative_to(root) and path != root]
+
+
+def _literal(path: PurePath) -> str:
+    """A path as patterns take it literally."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", path.as_posix())
 
 
 @dataclass
@@ -154,7 +174,7 @@ async def _found(t: Transfer, workdir: str, pattern: str) -> tuple[list[str], li
     """The files and the directories that match. Raises PathNotFound when there is nothing."""
     from hpcbridge.staging.remote import globs
 
-    base = re.sub(r"([*?\[\]\\])", r"\\\1", workdir.rstrip("/"))
+    base = _literal(PurePosixPath(workdir))
     files: list[str] = []
     directories: list[str] = []
     for found in await globs.expand(t, f"{base}/{pattern}"):
