@@ -205,13 +205,20 @@ class System:
         """See `hpcbridge.System.info`."""
         return _run(self._wrapped.info, fresh)
 
-    def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
+    def submit(
+        self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None, look_first: bool = False
+    ) -> Job:
         """See `hpcbridge.System.submit`. An asynchronous `store` is called on the portal thread."""
-        return Job(_run(self._wrapped.submit, spec, key, store=store))
+        return Job(_run(self._wrapped.submit, spec, key, store=store, look_first=look_first))
 
     def job(self, job_id: str | int, name: str | None = None) -> Job:
         """See `hpcbridge.System.job`."""
         return Job(self._wrapped.job(job_id, name))
+
+    def find(self, key: str, *, workdir: str | None = None, name: str = "job") -> Job | None:
+        """See `hpcbridge.System.find`."""
+        found = _run(self._wrapped.find, key, workdir=workdir, name=name)
+        return Job(found) if found is not None else None
 
     def jobs(self) -> list[JobRow]:
         """See `hpcbridge.System.jobs`."""
@@ -458,6 +465,8 @@ class Job:
         """See `hpcbridge.Job.post_mortem`."""
         return _run(self._wrapped.post_mortem)
 
-    def logs(self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0) -> Iterator[bytes]:
+    def logs(
+        self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0, exact: bool = False
+    ) -> Iterator[bytes]:
         """See `hpcbridge.Job.logs`."""
-        return _iterate(lambda: self._wrapped.logs(follow, stream=stream, offset=offset))
+        return _iterate(lambda: self._wrapped.logs(follow, stream=stream, offset=offset, exact=exact))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hpcbridge._output_paths import Stream, output_path
@@ -134,11 +136,14 @@ class Job:
         async with self.system._use() as (entry, system):
             return await output_path(entry.client, system, self.id, stream, spec=self.spec, name=self.name)
 
-    async def logs(self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0) -> AsyncIterator[bytes]:
+    async def logs(
+        self, follow: bool = False, *, stream: Stream = "stdout", offset: int = 0, exact: bool = False
+    ) -> AsyncGenerator[bytes]:
         """The bytes of a stream from `offset` on, each once; with `follow` until the job has ended and all is read.
 
-        Of a whole array the tasks' streams come one after the other; to follow, name a task (`120_1`). Raises
-        InvalidRequest for a whole array with `follow`.
+        What is not UTF-8 beyond the server's direct limit (about 3.9 MB) comes with U+FFFD in its place; with `exact`
+        as it is, but only at the end, and for the price of a small job. Of a whole array the tasks' streams come one
+        after the other; to follow, name a task (`120_1`). Raises InvalidRequest for a whole array with `follow`.
         """
         from hpcbridge.errors import InvalidRequest
         from hpcbridge.jobs.logs import follow as follow_file
@@ -155,12 +160,22 @@ class Job:
                 path = await part.output_path(stream)
                 late = follow and not _long_over(info)
                 ended = asyncio.ensure_future(self._end(entry.watcher(system))) if late else None
+                rest = partial(self._rest, path) if exact else None
                 try:
-                    async for chunk in follow_file(entry.client, system, path, until=ended, offset=offset):
+                    async for chunk in follow_file(entry.client, system, path, until=ended, offset=offset, rest=rest):
                         yield chunk
                 finally:
                     if ended is not None:
                         ended.cancel()
+
+    async def _rest(self, path: str, offset: int) -> AsyncIterator[bytes]:
+        """The bytes of a file from `offset` on, by a job where no request gives them."""
+        account = self.spec.account if self.spec is not None else None
+        async with aclosing(self.system.read(path, account=account)) as blocks:
+            async for block in blocks:
+                if offset < len(block):
+                    yield block[offset:]
+                offset = max(0, offset - len(block))
 
     async def post_mortem(self) -> JobFailed | None:
         """The error that tells how a failed job ended, with the last lines it wrote; None when it ended well."""

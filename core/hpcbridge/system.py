@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,11 +87,15 @@ class System:
         async with self._use() as (entry, name):
             return await entry.client.system(name, fresh=fresh)
 
-    async def submit(self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None) -> Job:
+    async def submit(
+        self, spec: JobSpec, key: str | None = None, *, store: IntentStore | None = None, look_first: bool = False
+    ) -> Job:
         """Submit once: with a `key`, the same call again (here, later, after a crash) gives the same job.
 
         Without a key each call is a new job, still with at most one execution however the answer is lost. Where the
         spec names none, the working directory is the user's own and the account the site's default for the system.
+        With `look_first` a job that another machine has submitted is found by two requests, instead of by a second job
+        that finds the first one's lock when it starts.
         Raises SubmitRejected, KeyConflict, InvalidSpec, Unavailable.
         """
         from hpcbridge.jobs.submit import SubmitPolicy, submit_once
@@ -105,12 +109,28 @@ class System:
             }
             spec = spec.replace(**{field: value for field, value in filled.items() if value})
             since = datetime.now(UTC)
-            done = await submit_once(entry.client, name, spec, key, store=store, user=user)
+            done = await submit_once(entry.client, name, spec, key, store=store, user=user, look_first=look_first)
         return Job(self, done.job_id, done.name, spec=spec, submitted=done, since=None if done.adopted else since)
 
     def job(self, job_id: str | int, name: str | None = None) -> Job:
         """A handle on a job that exists already; nothing is sent."""
         return Job(self, str(job_id), name)
+
+    async def find(self, key: str, *, workdir: str | None = None, name: str = "job") -> Job | None:
+        """The job of an earlier submit with the same key, work directory and name (label); None where none shows (yet).
+
+        Nothing is submitted. `submit` with the same key gives that job in any case; this is for what has to be known
+        before, such as whether its files may still be changed.
+        """
+        from hpcbridge.jobs.names import job_name
+        from hpcbridge.jobs.submit import find
+
+        async with self._use() as (entry, system):
+            user = await self._user(entry, system)
+            workdir = workdir or await self._home(entry, system)
+            full = job_name(name, site=self.hpc.site.url, system=system, user=user, workdir=workdir, key=key)
+            job_id = await find(entry.client, system, full, workdir)
+        return Job(self, job_id, full) if job_id is not None else None
 
     async def jobs(self) -> list[JobRow]:
         """The user's jobs as the scheduler lists them: all live ones and those of the last day (or week, by server)."""
@@ -328,7 +348,7 @@ class System:
 
     async def read(
         self, path: str, *, progress: Callable[[Progress], None] | None = None, account: str | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """The bytes of a file of any size, in order, in constant memory; more than one direct download costs a job.
 
         Raises PathNotFound, PermissionDenied, IsDirectory; IntegrityError after the last byte when what was read is not

@@ -204,6 +204,23 @@ async def test_check_raises_what_went_wrong_with_the_last_lines(hpc: hpcbridge.H
     assert "err" in (caught.value.tail or "")
 
 
+async def test_a_job_is_found_by_its_key_from_anywhere(
+    sandbox: SandboxProcess, hpc: hpcbridge.Hpc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, key = hpc.system(), tmp_path.name + str(os.getpid())
+    assert await system.find(key) is None
+    waits = await system.submit(JobSpec(script="#!/bin/bash\n#SBATCH --hold\ntrue\n", name="held"), key=key)
+    runs = await system.submit(JobSpec(script="#!/bin/bash\nsleep 30\n", workdir="/home/alice"), key=key + "b")
+    assert getattr(await system.find(key, name="held"), "id", None) == waits.id
+    monkeypatch.setenv("HPCBRIDGE_STATE_DIR", str(tmp_path))  # as on another machine
+    for other, name, job in ((key, "held", waits), (key + "b", "job", runs)):
+        async with asyncio.timeout(30):  # listings flicker
+            while (found := await system.find(other, name=name)) is None:
+                await asyncio.sleep(0.5)
+        assert (found.id, found.name) == (job.id, job.name)
+        await job.cancel()
+
+
 async def test_cancel_is_confirmed_and_idempotent(hpc: hpcbridge.Hpc) -> None:
     job = await hpc.system().submit(JobSpec(script="#!/bin/bash\nsleep 60\n"))
     assert (await job.cancel()).state is hpcbridge.JobState.CANCELLED

@@ -231,6 +231,15 @@ async def test_undecodable_bytes_in_a_file_too_large_to_download_are_counted_and
     assert got == b"x" * 4_500_000 + "�� after\nclean again\n".encode()
 
 
+async def test_exactly_keeps_those_back_until_the_end_and_replaces_nothing(sandbox):
+    body = "head -c 4500000 /dev/zero | tr '\\0' x; printf '\\377\\376 after\\n'; printf 'clean again\\n'"
+    expected = b"x" * 4_500_000 + b"\xff\xfe after\nclean again\n"
+    async with system_of(sandbox) as system:
+        job = await system.submit(JobSpec(script=f"#!/bin/bash\n{body}\n"))
+        assert b"".join([chunk async for chunk in job.logs(follow=True, exact=True)]) == expected
+        assert b"".join([chunk async for chunk in job.logs(exact=True, offset=4_499_999)]) == expected[4_499_999:]
+
+
 async def test_an_outage_loses_and_doubles_nothing(sandbox, written):
     async def write(caught_up):
         for kind in ("refused", "503", "hang"):

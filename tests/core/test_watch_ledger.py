@@ -55,6 +55,14 @@ def test_an_end_is_told_at_the_first_answer_that_shows_it():
     assert len(ledger) == 0
 
 
+def test_another_reason_to_wait_is_news():
+    ledger, told = watching("7"), []
+    for now, reason in enumerate(("Priority", "Priority", "Resources", "Resources"), 1):
+        waiting = row("7", "PENDING", reason=reason, nodes=None)
+        told += [change.info.reason for change in ledger.on_listing([waiting], now)]
+    assert told == ["Priority", "Resources"]
+
+
 @pytest.mark.parametrize(
     ("state", "exit_code", "signal", "reason"),
     [

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hpcbridge.cli import account, batch, context, files, plugins, site, transfers
+from hpcbridge.cli import account, batch, context, files, plugins, run, site, transfers
 from hpcbridge.cli.exits import ExitCode, for_error, next_step
+from hpcbridge.cli.usage import Command
 
 EPILOG = "\n\n".join(
     (
@@ -23,30 +24,9 @@ EPILOG = "\n\n".join(
         "FIRECREST_SYSTEM, or from a section of the configuration file named with --site.",
         "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 69 unavailable, 70 a defect, 74 transfer failed, "
         "75 try again, 77 login or permission, 78 configuration, 124 time limit, 130 cancelled or interrupted; with "
-        "submit --wait the job's own.",
+        "run and submit --wait the job's own.",
     )
 )
-
-
-class Command(TyperCommand):
-    """A command whose usage line reads as in a manual, and names the argument that is missing."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """`[OPTIONS] LOCAL... REMOTE`: what is not in brackets is required."""
-        pieces = [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
-        return [piece.removesuffix("...") if "... " in piece else piece for piece in pieces]
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Of `SOURCE... TARGET` with one word only, it is the target that is missing."""
-        given = any(not word.startswith("-") for word in args)
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            missing = getattr(error, "param", None)
-            last = [each for each in self.params if each.param_type_name == "argument"][-1:]
-            if given and type(error).__name__ == "MissingParameter" and missing is not None and missing.nargs == -1:
-                error.param = last[0]  # type: ignore[attr-defined]
-            raise
 
 
 class RootGroup(TyperGroup):
@@ -178,7 +158,7 @@ def _log_to_stderr() -> None:
     logging.getLogger("hpcbridge").setLevel(logging.DEBUG)
 
 
-for _module in (account, site, batch, transfers, files):
+for _module in (account, site, batch, run, transfers, files):
     _module.add_to(app)
 for _command in app.registered_commands:
-    _command.cls = Command
+    _command.cls = _command.cls if _command.cls not in (None, TyperCommand) else Command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,15 +23,31 @@ from hpcbridge.cli.context import (
     usage_error,
 )
 from hpcbridge.cli.exits import ExitCode, for_job
-from hpcbridge.cli.remote import is_remote, parse_remote
+from hpcbridge.cli.specs import (
+    ArrayOption,
+    ChargedOption,
+    ConstraintOption,
+    DirectiveOption,
+    EnvOption,
+    ErrorOption,
+    NameOption,
+    NodesOption,
+    OutputOption,
+    PartitionOption,
+    ReservationOption,
+    TasksOption,
+    TimeOption,
+    check_key,
+    environment,
+    label,
+    read_script,
+    spec_fields,
+)
 
 if TYPE_CHECKING:
     from hpcbridge._output_paths import Stream
-    from hpcbridge.hpc import Job
+    from hpcbridge.hpc import Hpc, Job
     from hpcbridge.jobs.state import JobInfo
-
-LABEL_MAX = 40
-"""Characters of a job's name, as `JobSpec.name` takes it."""
 
 STATUS_FIELDS = (
     "job_id",
@@ -70,9 +85,7 @@ def submit(
             metavar="SCRIPT", help="Batch script on this machine, - for standard input, or system:/path on the cluster."
         ),
     ],
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Job name; default: the key, or the script's file name.")
-    ] = None,
+    name: NameOption = None,
     key: Annotated[
         str | None,
         typer.Option(metavar="KEY", help="Submit once: a second submit with the same key finds the first job instead."),
@@ -81,28 +94,18 @@ def submit(
         str | None,
         typer.Option(metavar="DIR", help="Remote working directory, made if need be; default: your own there."),
     ] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="Account to charge.")] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Partition (queue).")] = None,
-    reservation: Annotated[str | None, typer.Option(metavar="NAME", help="Reservation.")] = None,
-    constraint: Annotated[str | None, typer.Option(metavar="LIST", help="Node features asked for.")] = None,
-    time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Time limit, as sbatch takes it: 30, 1:30:00.")
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of nodes.")] = None,
-    ntasks: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of tasks.")] = None,
-    array: Annotated[
-        str | None, typer.Option(metavar="RANGE", help="Job array, as sbatch takes it: 0-9, 1,3,5.")
-    ] = None,
-    stdout: Annotated[str | None, typer.Option("--output", metavar="FILE", help="File for standard output.")] = None,
-    stderr: Annotated[str | None, typer.Option("--error", metavar="FILE", help="File for standard error.")] = None,
-    directive: Annotated[
-        list[str] | None,
-        typer.Option(metavar="OPTION", help="Any other sbatch option: --directive=--gpus=1. Repeatable."),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[=VALUE]", help="Environment variable; without a value, this shell's. Repeatable."),
-    ] = None,
+    account: ChargedOption = None,
+    partition: PartitionOption = None,
+    reservation: ReservationOption = None,
+    constraint: ConstraintOption = None,
+    time: TimeOption = None,
+    nodes: NodesOption = None,
+    ntasks: TasksOption = None,
+    array: ArrayOption = None,
+    stdout: OutputOption = None,
+    stderr: ErrorOption = None,
+    directive: DirectiveOption = None,
+    env: EnvOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end and exit with the job's code.")] = False,
     queue_timeout: Annotated[
         float | None,
@@ -121,63 +124,25 @@ def submit(
     state = state_of(ctx, site, system)
     if queue_timeout is not None and not wait:
         raise usage_error("it works together with --wait only", "--queue-timeout")
-    if key is not None and not key.strip():  # an unset shell variable must not mean "without a key"
-        raise usage_error("a key must not be empty; leave --key out to submit a new job each time", "--key")
-    options: dict[str, Any] = {
-        "name": name or _label(key, script),
-        "workdir": workdir,
-        "account": account,
-        "partition": partition,
-        "reservation": reservation,
-        "constraint": constraint,
-        "time": time,
-        "nodes": nodes,
-        "ntasks": ntasks,
-        "array": array,
-        "output": stdout,
-        "error": stderr,
-        "directives": tuple(directive or ()),
-        "env": _environment(env or []),
-    }
-    where, source = _read_script(script)
-    chosen = {k: v for k, v in {**options, **source}.items() if v not in (None, {}, ())}
+    check_key(key)
+    where, source = read_script(script)
+    chosen = source | spec_fields(
+        name=name or label(key if key is not None else Path(script).stem),
+        workdir=workdir,
+        account=account,
+        partition=partition,
+        reservation=reservation,
+        constraint=constraint,
+        time=time,
+        nodes=nodes,
+        ntasks=ntasks,
+        array=array,
+        output=stdout,
+        error=stderr,
+        directives=tuple(directive or ()),
+        env=environment(env or []),
+    )
     raise typer.Exit(run(_submit(state, where, chosen, key, wait=wait, queue_timeout=queue_timeout, as_json=json)))
-
-
-def _read_script(script: str) -> tuple[str | None, dict[str, str]]:
-    """(system named by the path, field of JobSpec)."""
-    if is_remote(script):
-        remote = parse_remote(script, "SCRIPT")
-        return remote.system, {"script_path": remote.path}
-    if script == "-":
-        return None, {"script": sys.stdin.read()}
-    path = Path(script)
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist on this machine"
-        raise usage_error(f"{script!r} {what}; a script on the cluster is written system:/path", "SCRIPT")
-    try:
-        return None, {"script": path.read_text(encoding="utf-8")}
-    except UnicodeDecodeError:
-        raise usage_error(f"{script!r} is not a text file", "SCRIPT") from None
-
-
-def _label(key: str | None, script: str) -> str:
-    """A job name from the key, so that the same key gives the same name, else from the script's file name."""
-    text = key if key is not None else Path(script).stem
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).lstrip("_.-0123456789")[:LABEL_MAX]
-    return label or "job"
-
-
-def _environment(pairs: list[str]) -> dict[str, str]:
-    import os
-
-    variables: dict[str, str] = {}
-    for pair in pairs:
-        name, given, value = pair.partition("=")
-        if not given and name not in os.environ:
-            raise usage_error(f"{name!r} has no value here: write --env {name}=VALUE or export it", "--env")
-        variables[name] = value if given else os.environ[name]
-    return variables
 
 
 async def _submit(
@@ -344,7 +309,9 @@ async def _logs(state: State, job_id: str, *, follow: bool, stream: Stream) -> N
 
 def cancel(
     ctx: typer.Context,
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB", help="Ids of the jobs.")],
+    jobs: Annotated[
+        list[str], typer.Argument(metavar="JOB", help="Ids of the jobs, or handle files of `hpcbridge run`.")
+    ],
     json: JsonOption = False,
     site: SiteOption = None,
     system: SystemOption = None,
@@ -354,12 +321,22 @@ def cancel(
     run(_cancel(state, jobs, as_json=json))
 
 
+async def _handled(hpc: Hpc, path: Path) -> Job:
+    """The job of a handle file."""
+    from hpcbridge.cli.running.course import job_of
+    from hpcbridge.cli.running.handle import load
+
+    handle = load(path)
+    return await job_of(hpc.system(handle.system), handle)
+
+
 async def _cancel(state: State, job_ids: list[str], *, as_json: bool) -> None:
     ended = []
     async with connect(state) as hpc:
         system = choose_system(hpc, state)
         for job_id in job_ids:
-            info = await system.job(job_id).cancel()
+            job = system.job(job_id) if re.fullmatch(r"\w+", job_id) else await _handled(hpc, Path(job_id))
+            info = await job.cancel()
             ended.append(_fields(info))
             if not as_json:
                 output.note(f"{output.describe(info)}.")

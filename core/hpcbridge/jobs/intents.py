@@ -106,6 +106,11 @@ class FileIntentStore:
         """See `IntentStore`."""
         await asyncio.to_thread(self._bind, key, job_id)
 
+    async def known(self, key: str) -> str | None:
+        """The id bound to `key` on this machine, None where there is none; nothing is recorded."""
+        path = self._path(key, ".json")
+        return str(job_id) if path.exists() and (job_id := _read(path).get("job_id")) else None
+
     async def abandon(self, key: str) -> None:
         """See `IntentStore`."""
         await asyncio.to_thread(self._abandon, key)
@@ -115,10 +120,10 @@ class FileIntentStore:
         """Wait until no other process on this file system submits under `key`. A killed process lets go of it."""
         self._prepare()
         path = self._path(key, ".lock")
-        held = _try_lock(path)
+        held = try_lock(path)
         while held is None:
             await asyncio.sleep(0.2)
-            held = _try_lock(path)
+            held = try_lock(path)
         try:
             yield
         finally:
@@ -246,7 +251,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _try_lock(path: Path) -> int | None:
+def try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock file, or None while another process does."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -296,6 +296,7 @@ def _says_the_same(row: JobRow, info: JobInfo) -> bool:
     """The cheap test for the usual case: one row, nothing new, not over."""
     return (
         row.state == info.raw_state
+        and row.reason == info.reason
         and not info.is_terminal
         and row.started == info.started
         and row.nodes == info.nodes

@@ -3,7 +3,8 @@
 What the server offers: `download` is byte-exact but reads the whole file and ends near 3.9 MB; `tail` from a byte on
 starts exactly but answers at most 5 MiB, with U+FFFD for what does not decode; `view` slices characters. So small
 files are downloaded, longer ones read by `tail`, and text is taken only as far as it is certainly what the file holds.
-Beyond the limit of `download`, bytes that are not UTF-8 come as U+FFFD; everything else is exact.
+Beyond the limit of `download`, bytes that are not UTF-8 come as U+FFFD, or exactly but only after the end, by a job
+(`rest`); everything else is exact.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ async def follow(
     until: asyncio.Event | Awaitable[object] | None = None,
     offset: int = 0,
     policy: FollowPolicy | None = None,
+    rest: Callable[[int], AsyncIterator[bytes]] | None = None,
 ) -> AsyncIterator[bytes]:
     """The bytes of a remote file from `offset` on, each once, as they come.
 
@@ -84,12 +86,14 @@ async def follow(
             to its end. None: only what is there now.
         offset: bytes to leave out, as counted by an earlier `follow`.
         policy: pauses.
+        rest: the file's bytes from an offset on, whatever they are. With it no byte is replaced: what no request can
+            give exactly is kept back until the end, and then read by it.
 
     A file that shrinks or is replaced (a requeued job) is read from its start. Outages are waited out. Raises
     PermissionDenied, InvalidPath, TooLarge (a backlog of more than 4 MiB that is not text: fetch the file instead).
     """
     policy = policy or FollowPolicy()
-    reader = _Reader(client, system, path, offset)
+    reader = _Reader(client, system, path, offset, exact=rest is not None)
     end = _End(until)
     pause, quiet_since = policy.first, None
     clock = asyncio.get_running_loop().time
@@ -110,16 +114,19 @@ async def follow(
                 if until is None:
                     raise
             if until is None:
-                return
+                break
             now = clock()
             if grown or not over or not heard:
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = now
             elif now - quiet_since >= enough:
-                return
+                break
             pause = policy.first if grown else min(pause * policy.growth, policy.longest)
             await end.wait(min(pause, max(enough / 2, 0.05)) if over else pause)
+        if reader.held and rest is not None:
+            async for chunk in rest(reader.offset):
+                yield chunk
     finally:
         await end.close()
 
@@ -167,9 +174,11 @@ class _End:
 class _Reader:
     """Reads what is new in one file."""
 
-    def __init__(self, client: FirecrestClient, system: str, path: str, offset: int) -> None:
+    def __init__(self, client: FirecrestClient, system: str, path: str, offset: int, *, exact: bool) -> None:
         self._client, self._system, self._path = client, system, path
         self.offset = offset
+        self.held = False
+        self._exact = exact
         self._anchor = b""
         self._inode: int | None = None
         self._shrunk = False
@@ -193,7 +202,7 @@ class _Reader:
                 return
             self._restart()
         self._shrunk = False
-        while self.offset < size:
+        while self.offset < size and not self.held:
             data, length = await self._read(size, last=last)
             if not data:
                 return
@@ -203,7 +212,7 @@ class _Reader:
             yield data
 
     def _restart(self) -> None:
-        self.offset, self._anchor, self._shrunk, self._binary = 0, b"", False, False
+        self.offset, self._anchor, self._shrunk, self._binary, self.held = 0, b"", False, False, False
 
     async def _read(self, size: int, *, last: bool) -> tuple[bytes, int]:
         """The next bytes and how many of the file's they stand for; none when the next ones are not certain yet."""
@@ -270,6 +279,9 @@ class _Reader:
         skip = self.offset - start - broken
         known = data[max(0, skip - len(self._anchor)) : max(0, skip)]
         if broken > 3 or not 0 <= skip < len(data) or not self._anchor.endswith(known):
+            if self._exact:
+                self.held = True
+                return b""
             raise TooLarge(
                 f"{size - self.offset} bytes that are not text wait to be read",
                 system=self._system,
@@ -280,6 +292,9 @@ class _Reader:
 
     async def _replaced(self, size: int) -> tuple[bytes, int]:
         """Undecodable bytes in a file too large for `download`: with U+FFFD in their place, once the file is quiet."""
+        if self._exact:
+            self.held = True
+            return b"", 0
         content = await self._client.tail(
             self._system, self._path, bytes_=self.offset + 1, skip_heading=True, patience=0, polling=True
         )

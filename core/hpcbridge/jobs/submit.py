@@ -127,6 +127,7 @@ async def submit_once(
     store: IntentStore | None = None,
     policy: SubmitPolicy | None = None,
     user: str | None = None,
+    look_first: bool = False,
 ) -> Submitted:
     """Submit `spec` exactly once for `key`; the same call again, after whatever crash, finds the same job.
 
@@ -138,6 +139,8 @@ async def submit_once(
         store: where the intent is recorded; default: files in the state directory, or nowhere when `key` is None.
         policy: time constants.
         user: our name on the system; None asks the server.
+        look_first: where nothing is recorded here, look whether another machine has submitted the job: two requests
+            instead of a second job that waits in the queue to find the lock of the first.
 
     Raises:
         KeyConflict: the key was used with another script.
@@ -165,6 +168,11 @@ async def submit_once(
         if intent.job_id is not None:
             places = Places(spec.workdir, name)
             return Submitted(intent.job_id, name, True, places.private if spec.env else None, array)
+        if intent.new and look_first:
+            there = await _outlast(policy, partial(_seen, client, system, name, spec.workdir))
+            if there is not None:
+                await store.bind(name, there)
+                return Submitted(there, name, True, None, array)
         submit = _Submit(client, system, spec, name, policy, intent, array)
         try:
             done = await submit.run()
@@ -179,6 +187,24 @@ async def submit_once(
             # The job is there and findable by its name; losing its id over a full disk would be worse.
             log.warning("job %s (%s) could not be recorded: %s", done.job_id, name, error)
         return done
+
+
+async def find(client: FirecrestClient, system: str, name: str, workdir: str) -> str | None:
+    """The id of the job that an earlier submit made under `name`, None where nothing shows one (yet).
+
+    From this machine's record, else from the job's lock (it has started), else from the scheduler's listing (it waits).
+    One answer without it proves nothing: see `submit_once`, which is what decides.
+    """
+    if (known := await FileIntentStore().known(name)) is not None:
+        return known
+    return await _seen(client, system, name, workdir)
+
+
+async def _seen(client: FirecrestClient, system: str, name: str, workdir: str) -> str | None:
+    if (owner := await lock_owner(client, system, Places(workdir, name).lock)) is not None:
+        return owner
+    rows = await finder(client, system).rows(name, window_for(_LOOK_BACK.total_seconds()))
+    return min((row.array_job_id or row.job_id for row in rows), key=_age, default=None)
 
 
 _users: weakref.WeakKeyDictionary[FirecrestClient, dict[str, str]] = weakref.WeakKeyDictionary()
