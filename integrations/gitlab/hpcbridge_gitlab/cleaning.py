@@ -52,7 +52,7 @@ async def _end(settings: Settings, attempt: Attempt) -> list[str]:
         attempt.stopped = True  # nothing was submitted
         attempt.save()
         return []
-    async with opened(attempt.site, attempt.system) as system:
+    async with opened(settings, attempt.site, attempt.system) as system:
         box = Box(system.client, attempt, settings.driver)
         if not await _agent_leaves(box, attempt):
             if not attempt.job_id:
@@ -148,7 +148,7 @@ async def _collect(settings: Settings, attempt: Attempt) -> str:
         attempt.stopped = True
         attempt.save()
         return "nothing had been submitted"
-    async with opened(attempt.site, attempt.system) as system:
+    async with opened(settings, attempt.site, attempt.system) as system:
         live = await _live(system, attempt)
         there = await _is_there(system, attempt)
     if not live and not there:

@@ -53,7 +53,7 @@ async def _place(settings: Settings, rule: Rule) -> dict[str, str]:
     except (OSError, ValueError):
         known = {}
     if key not in known or not rule.site:  # an environment may change
-        async with opened(rule.site, rule.system) as system:
+        async with opened(settings, rule.site, rule.system) as system:
             name, user = await system.resolve(), await system.user()
             root = rule.root.replace("{user}", user) if rule.root else f"{await system.home()}/{FOLDER}"
         known[key] = {"site": rule.site, "system": name, "user": user, "root": root.rstrip("/")}

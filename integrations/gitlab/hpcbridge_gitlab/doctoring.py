@@ -53,7 +53,7 @@ async def doctor(settings: Settings) -> int:
         checks.fail("rules", "there is no [[rule]]: every project is refused")
     for number, rule in enumerate(settings.rules, 1):
         try:
-            checks.note(f"rule {number}", await _site(rule))
+            checks.note(f"rule {number}", await _site(settings, rule))
         except (HpcBridgeError, Stop) as error:
             checks.fail(f"rule {number}", str(error))
     program = shutil.which("hpcbridge-gitlab") or os.path.abspath(sys.argv[0])  # noqa: PTH100
@@ -61,8 +61,8 @@ async def doctor(settings: Settings) -> int:
     return 1 if checks.failed else 0
 
 
-async def _site(rule: Rule) -> str:
-    async with opened(rule.site, rule.system) as system:
+async def _site(settings: Settings, rule: Rule) -> str:
+    async with opened(settings, rule.site, rule.system) as system:
         info = await system.info(fresh=True)
         user = await system.user()
         root = rule.root.replace("{user}", user) if rule.root else f"{await system.home()}/{FOLDER}"

@@ -38,7 +38,7 @@ async def prepare(settings: Settings, job: CiJob) -> int:
     _refuse(settings, job)
     number, rule = settings.rule_for(job)
     wanted = wishes.of(job, rule)
-    async with opened(attempt.site, attempt.system) as system:
+    async with opened(settings, attempt.site, attempt.system) as system:
         preparing = _Preparing(settings, job, records, attempt, system)
         await preparing.submit(rule, wanted, number)
         await preparing.wait(rule)

@@ -44,7 +44,7 @@ async def run(settings: Settings, job: CiJob, script: str, stage: str, cancelled
     if not attempt.job_id:
         raise Stop(Cause.CONFIGURATION, "there is no allocation: prepare_exec must be hpcbridge-gitlab, too")
     content = Path(script).read_bytes()  # noqa: ASYNC240 (small and local)
-    async with opened(attempt.site, attempt.system) as system:
+    async with opened(settings, attempt.site, attempt.system) as system:
         box = Box(system.client, attempt, settings.driver)
         await _in_allocation(box, attempt, content, stage, cancelled)
     return 0

@@ -126,7 +126,7 @@ async def pull(
         return  # no script has run: what is here is all there is
     wanted = patterns.Wanted.of([os.fsdecode(word) for word in words], str(here))
     there = posixpath.join(attempt.home, here.relative_to(slot).as_posix())
-    async with opened(attempt.site, attempt.system) as system:
+    async with opened(settings, attempt.site, attempt.system) as system:
         box = Box(system.client, attempt, settings.driver)
         names = await _names(box, there)
         tracked = await _tracked(here) if wanted.untracked else frozenset()
