@@ -16,15 +16,17 @@ from support.scale import PROVE
 SIDE_BY_SIDE = 4
 
 # The quick run has each case in one form; on real Slurm those in which the scheduler has a part.
-LOCAL = [(case, form) for number, case in enumerate(CASES) for form in (FORMS if PROVE else FORMS[number % 2 :][:1])]
+LOCAL = [(case, form) for number, case in enumerate(CASES) for form in (FORMS if PROVE else (FORMS[(number + 1) % 2],))]
 IN_SLURM = ("success", "exit 42", "cancel in queue", "cancel in script", "job time-out in script")
 ON_SLURM = [(case, FORMS[1]) for case in CASES if PROVE or case.name in IN_SLURM]
 
 Ran = dict[tuple[str, str], "Future[Runner]"]
 
 
-def _run_all(bench: Bench, cases: list[tuple[Case, str]]) -> Iterator[Ran]:
-    """All at once: most of their time is waiting."""
+def _run_all(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Ran]:
+    """All that this run asks for, side by side: most of their time is waiting."""
+    asked = [item.callspec.params for item in request.session.items if request.fixturename in item.fixturenames]
+    cases: list[tuple[Case, str]] = [(params["case"], params["form"]) for params in asked]
     bench.gitlab.repository("group/late", {"README": "late\n"})
     bench.gitlab.hidden.add("group/late")
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -32,13 +34,13 @@ def _run_all(bench: Bench, cases: list[tuple[Case, str]]) -> Iterator[Ran]:
 
 
 @pytest.fixture(scope="module")
-def ran(local_bench: Bench) -> Iterator[Ran]:
-    yield from _run_all(local_bench, LOCAL)
+def ran(local_bench: Bench, request: pytest.FixtureRequest) -> Iterator[Ran]:
+    yield from _run_all(local_bench, request)
 
 
 @pytest.fixture(scope="module")
-def ran_on_slurm(slurm_bench: Bench) -> Iterator[Ran]:
-    yield from _run_all(slurm_bench, ON_SLURM)
+def ran_on_slurm(slurm_bench: Bench, request: pytest.FixtureRequest) -> Iterator[Ran]:
+    yield from _run_all(slurm_bench, request)
 
 
 TABLE: list[str] = []

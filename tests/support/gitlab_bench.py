@@ -19,7 +19,16 @@ from support.sandbox import SandboxProcess
 
 FILES = {"README": "a project\n", "src/hello.sh": "echo hello from the sources\n"}
 
-QUICK = {"lease": 60, "tick": 0.3, "agent_tick": 0.1, "queue_tick": 1, "stale": 6, "patience": 30, "kill_after": 2}
+QUICK = {
+    "lease": 120,
+    "tick": 0.3,
+    "agent_tick": 0.1,
+    "queue_tick": 1,
+    "stale": 6,
+    "patience": 30,
+    "kill_after": 2,
+    "cleanup": 40,
+}
 
 # Whatever this machine's user has set up is none of these tests' business.
 _OURS = ("FIRECREST_", "AUTH_TOKEN_URL", "HPCBRIDGE_", "XDG_", "CUSTOM_ENV_", "CI_")
@@ -56,7 +65,13 @@ class Bench:
         return Runner(self.spec(recipe, rule=rule, driver=driver, **options))
 
     def spec(
-        self, recipe: Recipe, *, rule: str = "", driver: dict[str, Any] | None = None, config: Path | None = None, **options: Any
+        self,
+        recipe: Recipe,
+        *,
+        rule: str = "",
+        driver: dict[str, Any] | None = None,
+        config: Path | None = None,
+        **options: Any,
     ) -> Spec:
         """The same for a harness in a process of its own."""
         recipe.sha = recipe.sha or self.sha
@@ -96,7 +111,13 @@ class Bench:
 
 
 def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int | float) else f'"{value}"'
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+        if isinstance(value, int | float)
+        else f'"{value}"'
+    )
 
 
 @contextlib.contextmanager

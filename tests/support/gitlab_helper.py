@@ -44,7 +44,9 @@ def chosen(options: argparse.Namespace) -> list[Path]:
     for pattern in options.path:
         hits = glob.glob(pattern, recursive=True, include_hidden=True)
         if not hits:
-            print(f"WARNING: {pattern}: no matching files. Ensure that the artifact path is relative to the working directory")
+            print(
+                f"WARNING: {pattern}: no matching files. Ensure that the artifact path is relative to the working directory"
+            )
         for hit in hits:
             found[hit] = None
             if Path(hit).is_dir():

@@ -379,9 +379,7 @@ class Runner:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise Stopped("job_timeout")
 
-    def _wait(
-        self, process: subprocess.Popen[bytes], stage: Stage, until: float | None, unstoppable: bool
-    ) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], stage: Stage, until: float | None, unstoppable: bool) -> None:
         """Until it ends; on a stop SIGTERM to its group, and SIGKILL ten seconds later."""
         asked: float | None = None
         while (code := process.poll()) is None:

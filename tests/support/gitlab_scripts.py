@@ -71,7 +71,13 @@ class Recipe:
                 *({"key": k, "value": v, "public": False, "masked": True} for k, v in hidden.items()),
             ],
             "steps": [
-                {"name": name, "script": lines, "timeout": self.timeout, "when": when, "allow_failure": name != "script"}
+                {
+                    "name": name,
+                    "script": lines,
+                    "timeout": self.timeout,
+                    "when": when,
+                    "allow_failure": name != "script",
+                }
                 for name, lines, when in steps
                 if lines
             ],
@@ -141,7 +147,9 @@ class Writer:
         lines = []
         for item in self.response["cache"]:
             if item.get("policy") != "push":
-                lines += self._helper(f"Checking cache for {item['key']}...", ["cache-extractor", "--file", self._file(item)])
+                lines += self._helper(
+                    f"Checking cache for {item['key']}...", ["cache-extractor", "--file", self._file(item)]
+                )
         return [f"cd {quoted(self.project)}", *lines] if lines else None
 
     def _download_artifacts(self) -> list[str] | None:
@@ -171,7 +179,10 @@ class Writer:
     def _archive_cache(self, success: bool = True) -> list[str] | None:
         lines = []
         for item in self.response["cache"]:
-            if item.get("policy") != "pull" and item.get("when", "on_success") in ("always", "on_success" if success else "on_failure"):
+            if item.get("policy") != "pull" and item.get("when", "on_success") in (
+                "always",
+                "on_success" if success else "on_failure",
+            ):
                 words = ["cache-archiver", "--file", self._file(item), "--timeout", "10"]
                 lines += self._helper(f"Creating cache {item['key']}...", [*words, *self._paths(item)])
         return [f"cd {quoted(self.project)}", *lines] if lines else None

@@ -138,6 +138,7 @@ take() {
     late=''
     name old "$seq"
     rm -f -- "$old".[0-9]* "$file.ready"
+    touch -- "$box/lease"  # who hands over wants it still
     seq=$next
     case $kind in
         stop) rm -f -- "$file"; leave stopped remove 0 ;;
@@ -155,7 +156,7 @@ lease_is_over() {
 
 trap 'warned=1' USR1
 trap 'leave terminated keep' TERM HUP
-mkdir -p -- "$box" "$home/builds" && cd -- "$home" || exit 73
+mkdir -p -- "$box" "$home/builds" && chmod 700 -- "$home" "$box" && cd -- "$home" || exit 73
 [ -e "$box/abandoned" ] && leave abandoned remove 0
 lease_is_over && leave lease remove 4
 report

@@ -26,6 +26,7 @@ from hpcbridge.errors import (
 )
 from hpcbridge_gitlab import verdicts
 from hpcbridge_gitlab.agent import CHUNK, State
+from hpcbridge_gitlab.output import runner_is_gone
 from hpcbridge_gitlab.verdicts import Cause, Stop
 
 if TYPE_CHECKING:
@@ -104,7 +105,12 @@ class Box:
         await self.outlast(lambda: self._client.upload(self._attempt.system, self._attempt.box, name, data))
 
     async def renew(self) -> None:
-        """Renew the lease when a quarter of it has passed; what is handed over renews it, too."""
+        """Renew the lease when a quarter of it has passed; what is handed over renews it, too.
+
+        Raises Stop when there is no runner any more that wants the allocation.
+        """
+        if runner_is_gone():
+            raise Stop(Cause.LOST, "the runner is gone; the lease ends the allocation", hint="")
         if time.monotonic() - self._renewed > self._driver.lease / 4:
             await self.touch()
 

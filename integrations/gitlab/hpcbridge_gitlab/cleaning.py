@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from hpcbridge_gitlab.contract import CiJob
     from hpcbridge_gitlab.settings import Settings
 
-WITHIN = 9.0
-"""Seconds for the whole of cleanup."""
-
 _VERDICTS_KEPT = 7 * 86400.0
 
 
@@ -34,7 +31,7 @@ async def cleanup(settings: Settings, job: CiJob) -> int:
     left: list[str] = []
     if not attempt.stopped:
         try:
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(settings.driver.cleanup):
                 left = await _end(settings, attempt)
         except TimeoutError:
             left = ["the site was too slow"]
@@ -54,7 +51,7 @@ async def _end(settings: Settings, attempt: Attempt) -> list[str]:
         return []
     async with opened(settings, attempt.site, attempt.system) as system:
         box = Box(system.client, attempt, settings.driver)
-        if not await _agent_leaves(box, attempt):
+        if not await _agent_leaves(box, attempt, settings.driver.cleanup / 2):
             if not attempt.job_id:
                 # The submit's answer is not known. A job that starts later finds this file, or no directory at all.
                 await _quietly(system.client.upload(attempt.system, attempt.box, "abandoned", b"1\n", patience=1))
@@ -66,12 +63,12 @@ async def _end(settings: Settings, attempt: Attempt) -> list[str]:
     return []
 
 
-async def _agent_leaves(box: Box, attempt: Attempt) -> bool:
+async def _agent_leaves(box: Box, attempt: Attempt, within: float) -> bool:
     """Whether the agent has gone by itself, with all its files: the end that accounting calls COMPLETED."""
     if not attempt.job_id or not attempt.started:
         return False
     try:
-        async with asyncio.timeout(WITHIN / 2):
+        async with asyncio.timeout(within):
             state = await box.state(patience=1)
             if state is None or state.status == "ended":
                 return False

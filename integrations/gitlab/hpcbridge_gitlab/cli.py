@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asyncio.run(_command(options))
     except Stop as stop:
         return _report(stop)
+    except BrokenPipeError:
+        # The runner is gone, and with it whoever would read why. The lease ends what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     except Exception as error:
         from hpcbridge.errors import HpcBridgeError
 
@@ -42,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(stop: Stop) -> int:
     """The reason on standard error, which the runner shows in the job's log, and the exit code."""
-    for line in stop.lines():
-        print(f"hpcbridge: {line}", file=sys.stderr, flush=True)  # noqa: T201
+    with contextlib.suppress(BrokenPipeError):
+        for line in stop.lines():
+            print(f"hpcbridge: {line}", file=sys.stderr, flush=True)  # noqa: T201
     return verdicts.leave(stop)
 
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
+
+_PARENT = os.getppid()
+
+
+def runner_is_gone() -> bool:
+    """Whether nobody reads our output any more: gitlab-runner was killed, and we are not to keep its job alive."""
+    poll = select.poll()
+    poll.register(1, 0)
+    closed = any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+    return closed or os.getppid() != _PARENT
 
 
 def say(line: str) -> None:

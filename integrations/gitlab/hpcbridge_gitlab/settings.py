@@ -55,6 +55,7 @@ class Driver:
         stale: after so long without a sign of life the scheduler is asked whether the allocation is still there.
         patience: for how long an outage of the site is waited out.
         kill_after: between SIGTERM and SIGKILL to a cancelled script.
+        cleanup: for the whole of cleanup; what is left undone then, `gc` does.
     """
 
     state: str = ""
@@ -72,6 +73,7 @@ class Driver:
     stale: float = 20.0
     patience: float = 300.0
     kill_after: float = 4.0
+    cleanup: float = 9.0
 
 
 @dataclass(frozen=True, slots=True)
