@@ -29,14 +29,13 @@ def names(data: bytes) -> set[str]:
 def producer(local_bench: Bench) -> Runner:
     """A job that makes artifacts, reports and a cache."""
     script = [
-        "which git gitlab-runner || echo neither here",
-        "mkdir -p out/deep deps; echo 1 > out/deep/x.txt; echo 2 > out/y.txt; echo no > out/secret.txt; echo no > out/z.dat",
+        "PATH=/nowhere; type git gitlab-runner 2>/dev/null || echo neither here; PATH=/usr/bin:/bin",
+        "mkdir -p out/deep deps; echo 1 > out/deep/x.txt; echo 2 > out/y.txt; echo no | tee out/secret.txt > out/z.dat",
         "echo a > a.log; echo c > c.log; printf 'odd\\n' > 'out/a name\twith ü.txt'",
         f'printf %s "{JUNIT}" > junit.xml; echo VERSION=1.2 > build.env; echo cached > deps/lib',
         "rm README",
     ]
     recipe = Recipe(script, artifacts=ARTIFACTS, cache=CACHE)
-    recipe.script[0] = "PATH=/nowhere; type git gitlab-runner 2>/dev/null || echo neither here; PATH=/usr/bin:/bin"
     return local_bench.runner(recipe).run()
 
 

@@ -29,16 +29,16 @@ def job(tmp_path, environment=None, **recipe):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "12"}, ("--account=c1", "--nodes=3", "--ntasks=12", "--partition=normal")),
-        ({"SCHEDULER_PARAMETERS": "-N2 --ntasks=4 -p debug"}, ("--account=c1", "--nodes=2", "--ntasks=4", "--partition=debug")),
-        ({"CI_SLURM_NNODES": "2", "CI_SLURM_EXCLUSIVE": "yes"}, ("--account=c1", "--exclusive", "--nodes=2", "--partition=normal")),
-        ({"CI_SLURM_NNODES": "2", "LOCAL_CI_SLURM_NNODES": "1"}, ("--account=c1", "--nodes=1", "--partition=normal")),
-        ({"SCHEDULER_PARAMETERS": "-A c2 --exclusive -t 10"}, ("--account=c2", "--exclusive", "--partition=normal")),
-        ({"SLURM_CONSTRAINT": "gpu mem"}, ("--account=c1", '--constraint="gpu mem"', "--partition=normal")),
+        ({"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "12"}, "--account=c1 --nodes=3 --ntasks=12 --partition=normal"),
+        ({"SCHEDULER_PARAMETERS": "-N2 --ntasks=4 -p debug"}, "--account=c1 --nodes=2 --ntasks=4 --partition=debug"),
+        ({"CI_SLURM_NNODES": "2", "CI_SLURM_EXCLUSIVE": "yes"}, "--account=c1 --exclusive --nodes=2 --partition=normal"),  # noqa: E501
+        ({"CI_SLURM_NNODES": "2", "LOCAL_CI_SLURM_NNODES": "1"}, "--account=c1 --nodes=1 --partition=normal"),
+        ({"SCHEDULER_PARAMETERS": "-A c2 --exclusive -t 10"}, "--account=c2 --exclusive --partition=normal"),
+        ({"SLURM_CONSTRAINT": "gpu mem"}, '--account=c1 --constraint="gpu mem" --partition=normal'),
     ],
 )  # fmt: skip
 def test_variables_of_cscs_jacamar_and_slurm_gitlab_executor(tmp_path, variables, expected):
-    assert wishes.of(job(tmp_path, variables=variables), RULE).directives == expected
+    assert " ".join(wishes.of(job(tmp_path, variables=variables), RULE).directives) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_variables_of_cscs_jacamar_and_slurm_gitlab_executor(tmp_path, variables
     ],
 )
 def test_what_a_rule_does_not_allow_is_refused_by_name(tmp_path, variables, says):
-    with pytest.raises(Stop, match="POLICY|") as refused:
+    with pytest.raises(Stop) as refused:
         wishes.of(job(tmp_path, variables=variables), RULE)
     assert refused.value.cause is Cause.POLICY
     assert says in refused.value.message

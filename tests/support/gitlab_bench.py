@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -111,13 +112,7 @@ class Bench:
 
 
 def _toml(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-        if isinstance(value, int | float)
-        else f'"{value}"'
-    )
+    return json.dumps(value)  # TOML's own notation for all that these tests write
 
 
 @contextlib.contextmanager

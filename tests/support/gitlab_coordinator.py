@@ -156,16 +156,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self._body()
         if self.path.startswith("/api/v4/runners/verify"):
-            return self._json(200, {"id": 1, "token": Coordinator.RUNNER_TOKEN, "token_expires_at": None})
+            self._json(200, {"id": 1, "token": Coordinator.RUNNER_TOKEN, "token_expires_at": None})
+            return
         if self.path.startswith("/api/v4/jobs/request"):
             asked = json.loads(body)
             job = self.coordinator.request(asked.get("wanted"))
-            return self._json(201, job.response) if job else self._answer(204)
+            self._json(201, job.response) if job else self._answer(204)
+            return
         if match := re.match(r"/api/v4/jobs/(\d+)/artifacts/authorize", self.path):
-            return self._json(200, {})
+            self._json(200, {})
+            return
         if match := re.match(r"/api/v4/jobs/(\d+)/artifacts", self.path):
-            return self._upload(int(match[1]), body)
-        return self._answer(404)
+            self._upload(int(match[1]), body)
+            return
+        self._answer(404)
+        return
 
     def _job(self, number: int, token: str | None = None) -> Job | None:
         job = self.coordinator.by_token(token or self.headers.get("JOB-TOKEN"), number)
@@ -197,10 +202,12 @@ class _Handler(BaseHTTPRequestHandler):
         if job is None:
             return
         if job.aborted:
-            return self._answer(403, Job_Status="canceled")
+            self._answer(403, Job_Status="canceled")
+            return
         begin = int(self.headers["Content-Range"].partition("-")[0])
         if begin != len(job.trace):
-            return self._answer(416, Range=f"0-{len(job.trace)}", Job_Status=self._status(job))
+            self._answer(416, Range=f"0-{len(job.trace)}", Job_Status=self._status(job))
+            return
         job.trace += body
         self._answer(202, Range=f"0-{len(job.trace)}", Job_Status=self._status(job), X_GitLab_Trace_Update_Interval="3")
 
@@ -214,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         if job is None:
             return
         if job.aborted:
-            return self._answer(403, Job_Status="canceled")
+            self._answer(403, Job_Status="canceled")
+            return
         if told["state"] in ("success", "failed"):
             job.state = told["state"]
             job.failure_reason = told.get("failure_reason") or ""
@@ -237,12 +245,15 @@ class _Handler(BaseHTTPRequestHandler):
         """A repository's files, as git's dumb HTTP protocol wants them, for whom a job token admits."""
         given = base64.b64decode((self.headers.get("Authorization") or "Basic Og==").partition(" ")[2]).decode()
         if given.partition(":")[2] not in {job.token for job in self.coordinator.jobs.values()}:
-            return self._answer(401, WWW_Authenticate='Basic realm="git"')
+            self._answer(401, WWW_Authenticate='Basic realm="git"')
+            return
         if any(self.path.startswith(f"/{hidden}.git/") for hidden in self.coordinator.hidden):
-            return self._answer(503)
+            self._answer(503)
+            return
         path = (self.coordinator.repositories / self.path.partition("?")[0].lstrip("/")).resolve()
         if not path.is_relative_to(self.coordinator.repositories) or not path.is_file():
-            return self._answer(404)
+            self._answer(404)
+            return
         self._answer(200, path.read_bytes())
 
 

@@ -39,14 +39,16 @@ def main() -> int:
     }[options.command](options)
 
 
+def matching(pattern: str) -> list[str]:
+    return glob.glob(pattern, recursive=True, include_hidden=True)  # noqa: PTH207 (as the shell writes them)
+
+
 def chosen(options: argparse.Namespace) -> list[Path]:
     found: dict[str, None] = {}
     for pattern in options.path:
-        hits = glob.glob(pattern, recursive=True, include_hidden=True)
+        hits = matching(pattern)
         if not hits:
-            print(
-                f"WARNING: {pattern}: no matching files. Ensure that the artifact path is relative to the working directory"
-            )
+            print(f"WARNING: {pattern}: no matching files. Ensure that the path is relative to the working directory")
         for hit in hits:
             found[hit] = None
             if Path(hit).is_dir():
@@ -55,7 +57,7 @@ def chosen(options: argparse.Namespace) -> list[Path]:
     if options.untracked:
         names = subprocess.run(["git", "ls-files", "-o", "-z"], capture_output=True, check=True).stdout
         found.update(dict.fromkeys(os.fsdecode(name) for name in names.split(b"\0") if name))
-    dropped = {hit for pattern in options.exclude for hit in glob.glob(pattern, recursive=True, include_hidden=True)}
+    dropped = {hit for pattern in options.exclude for hit in matching(pattern)}
     return [Path(name) for name in found if name not in dropped]
 
 

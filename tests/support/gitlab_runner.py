@@ -267,7 +267,8 @@ class Runner:
         wanted = int(self._writer.variables.get(DOWNLOADS[stage], "1"))
         for attempt in range(1, wanted + 1):
             try:
-                return self._stage(stage)
+                self._stage(stage)
+                return
             except (BuildError, SystemFailure):
                 if attempt == wanted:
                     raise

@@ -129,6 +129,7 @@ class Writer:
         if self.variables["GIT_STRATEGY"] == "none":
             return [*hooks, f"mkdir -p {quoted(self.project)}"]
         git, project = self.response["git_info"], quoted(self.project)
+        url = quoted(git["repo_url"])
         return [
             *hooks,
             "echo 'Fetching changes...'",
@@ -136,7 +137,7 @@ class Writer:
             f"rm -f {quoted(self.project + '/.git/index.lock')}",
             f"git init -q {project}",
             f"cd {project}",
-            f"git config remote.origin.url {quoted(git['repo_url'])} || git remote add origin {quoted(git['repo_url'])}",
+            f"git remote set-url origin {url} 2>/dev/null || git remote add origin {url}",
             f"git fetch -q --no-tags origin {' '.join(quoted(spec) for spec in git['refspecs'])}",
             f"git checkout -q -f --detach {git['sha']}",
             "git clean -qffdx",

@@ -36,8 +36,9 @@ def script(home: str, driver: Driver) -> str:
 class State:
     """The agent's `state` file: what it was last given, how that goes, how much output is closed.
 
-    `size`: bytes of that output. `status`: idle, running, done (of stage `seq`), ended (the agent has left). `reason`: none, cancelled, timelimit,
-    damaged, superseded, lease, stopped, terminated, abandoned. `beat` changes as long as the agent lives.
+    `size`: bytes of that output. `status`: idle, running, done (of stage `seq`), ended (the agent has left). `reason`:
+    none, cancelled, timelimit, damaged, superseded, lease, stopped, terminated, abandoned. `beat` changes as long as
+    the agent lives.
     """
 
     seq: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -56,7 +55,7 @@ async def doctor(settings: Settings) -> int:
             checks.note(f"rule {number}", await _site(settings, rule))
         except (HpcBridgeError, Stop) as error:
             checks.fail(f"rule {number}", str(error))
-    program = shutil.which("hpcbridge-gitlab") or os.path.abspath(sys.argv[0])  # noqa: PTH100
+    program = shutil.which("hpcbridge-gitlab") or sys.argv[0]
     print("\n" + _TOML.format(program=program, config=settings.path.absolute()))  # noqa: T201
     return 1 if checks.failed else 0
 
@@ -70,7 +69,8 @@ async def _site(settings: Settings, rule: Rule) -> str:
         health = "" if info.healthy else ", UNHEALTHY"
         mode = info.scheduler.mode
         lost = "; this mode carries no time limit and no other option" if mode == "rest" else ""
-        return f"{system.hpc.site.name}, {info.name} as {user}, {root}, scheduler {info.scheduler.kind} ({mode}{lost}){health}"
+        scheduler = f"{info.scheduler.kind} ({mode}{lost})"
+        return f"{system.hpc.site.name}, {info.name} as {user}, {root}, scheduler {scheduler}{health}"
 
 
 def _found(program: str) -> str:

@@ -169,9 +169,7 @@ class _Stage:
 
     async def _answer(self, ask: Path) -> None:
         """Bring what an uploader asks for, then let it go on."""
-        with ask.open("rb") as file:
-            directory, *words = file.read().split(b"\0")[:-1]
-        ask.unlink()
+        directory, *words = _taken(ask).split(b"\0")[:-1]
         verdict = "stop"
         try:
             await sources.pull(self.settings, self.job, self.attempt, self.slot, directory, words)
@@ -189,6 +187,12 @@ class _Stage:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(process.wait()), patience)
                 return
+
+
+def _taken(path: Path) -> bytes:
+    content = path.read_bytes()
+    path.unlink()
+    return content
 
 
 def _configuration(settings: Settings) -> list[Path]:
