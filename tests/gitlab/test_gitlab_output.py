@@ -93,7 +93,7 @@ def test_a_stage_adds_less_than_one_and_a_half_seconds(host):
 def test_the_drivers_start_takes_less_than_600_ms():
     code = (
         "import sys; sys.modules['httpx._main'] = None\n"
-        "import asyncio, hpcbridge_gitlab.cli, hpcbridge_gitlab.running, hpcbridge.firecrest.client, hpcbridge._registry\n"
+        "import hpcbridge_gitlab.cli, hpcbridge_gitlab.running, hpcbridge.firecrest.client, hpcbridge._registry\n"
     )
     took = []
     for _ in range(7):

@@ -42,7 +42,6 @@ class Bench:
     sandbox: SandboxProcess
     gitlab: Coordinator
     root: Path
-    sha: str
     configs: int = 0
     driver: dict[str, Any] = field(default_factory=lambda: dict(QUICK))
 
@@ -75,7 +74,7 @@ class Bench:
         **options: Any,
     ) -> Spec:
         """The same for a harness in a process of its own."""
-        recipe.sha = recipe.sha or self.sha
+        recipe.sha = recipe.sha or self.gitlab.heads[recipe.project]
         job = self.gitlab.queue(recipe.response)
         config = config or self.config(rule, driver)
         program = [str(Path(sys.prefix) / "bin" / "hpcbridge-gitlab"), "--config", str(config)]
@@ -136,6 +135,7 @@ def bench(sandbox: SandboxProcess) -> Iterator[Bench]:
         program.write_text(f'#!/bin/sh\nexec {sys.executable} {helper} "$@"\n')
         program.chmod(0o755)
         with coordinator(root / "repositories") as gitlab:
-            yield Bench(sandbox, gitlab, root, gitlab.repository(PROJECT, FILES))
+            gitlab.repository(PROJECT, FILES)
+            yield Bench(sandbox, gitlab, root)
     finally:
         shutil.rmtree(root, ignore_errors=True)

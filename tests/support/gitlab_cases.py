@@ -200,13 +200,13 @@ def _time_limit() -> Case:
     def check(bench: Bench, runner: Runner) -> None:
         told(bench, runner, "failed", "script_failure", 124)
         order(runner, *ALL_OF_A_FAILURE)
-        assert "TIMEOUT (the job): the allocation's limit of 1 min is near" in runner.log
+        assert "TIMEOUT (the job): the allocation's limit of 2 min is near" in runner.log
         assert "after all" in runner.log
         assert bench.job(runner).artifact() is not None
         over(bench, runner)
 
-    recipe = lambda: Recipe(LONG, ["echo after all"], variables={"SLURM_TIMELIMIT": "00:01:00"}, artifacts=ALWAYS)  # noqa: E731
-    return Case("Slurm time-out, with artifacts", recipe, check, driver={"grace": 40})
+    recipe = lambda: Recipe(LONG, ["echo after all"], variables={"SLURM_TIMELIMIT": "00:02:00"}, artifacts=ALWAYS)  # noqa: E731
+    return Case("Slurm time-out, with artifacts", recipe, check, driver={"grace": 80})
 
 
 def _hostile() -> Case:

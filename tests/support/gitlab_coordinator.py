@@ -12,6 +12,7 @@ import email.parser
 import email.policy
 import itertools
 import json
+import random
 import re
 import subprocess
 import threading
@@ -67,9 +68,11 @@ class Coordinator:
     def __init__(self, repositories: Path) -> None:
         self.repositories = repositories
         self.jobs: dict[int, Job] = {}
+        self.heads: dict[str, str] = {}
+        """Commit of each project."""
         self.hidden: set[str] = set()
         """Paths of projects whose repository is not served for now."""
-        self._ids = itertools.count(1000)
+        self._ids = itertools.count(random.randrange(1_000, 900_000) * 1_000)
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"coordinator": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -100,7 +103,8 @@ class Coordinator:
         git("commit", "-q", "-m", "first")
         git("clone", "-q", "--bare", ".", str(bare))
         subprocess.run(["git", "-c", "safe.directory=*", "update-server-info"], cwd=bare, check=True)
-        return git("rev-parse", "HEAD")
+        self.heads[path] = git("rev-parse", "HEAD")
+        return self.heads[path]
 
     def queue(self, make: Any) -> Job:
         """Queue a job; `make(id, token, url)` is its response."""

@@ -10,6 +10,7 @@ import glob
 import gzip
 import io
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -40,6 +41,9 @@ def main() -> int:
 
 
 def matching(pattern: str) -> list[str]:
+    if braces := re.search(r"\{([^{}]*)\}", pattern):
+        parts = (pattern[: braces.start()] + part + pattern[braces.end() :] for part in braces[1].split(","))
+        return [hit for part in parts for hit in matching(part)]
     return glob.glob(pattern, recursive=True, include_hidden=True)  # noqa: PTH207 (as the shell writes them)
 
 

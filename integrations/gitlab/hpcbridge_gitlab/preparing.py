@@ -99,7 +99,7 @@ class _Preparing:
         rest = wishes.Wishes(options=options)
         directives = (*rest.directives, *rule.options)
         if mode != "rest":
-            grace = int(min(self.settings.driver.grace, self.attempt.limit * 60 / 2))
+            grace = int(min(self.settings.driver.grace, self.attempt.limit * 40))
             directives = (f"--signal=B:USR1@{grace}", "--no-requeue", *directives)
         return JobSpec(
             script=agent.script(self.attempt.home, self.settings.driver),
