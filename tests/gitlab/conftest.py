@@ -1,0 +1,43 @@
+"""A GitLab (the coordinator stub), a project, and this host's configuration of the driver for one sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.gitlab_bench import Bench, bench
+from support.sandbox import SandboxProcess
+
+
+@pytest.fixture(scope="module")
+def local_bench(local_queue: SandboxProcess) -> Iterator[Bench]:
+    with bench(local_queue) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def slurm_bench(real_slurm: SandboxProcess) -> Iterator[Bench]:
+    with bench(real_slurm) as opened:
+        yield opened
+
+
+@pytest.fixture
+def host(local_bench: Bench) -> Iterator[Bench]:
+    """A runner's host beside the local queue."""
+    yield local_bench
+    local_bench.sandbox.reset()
+
+
+@pytest.fixture
+def slurm_host(slurm_bench: Bench) -> Iterator[Bench]:
+    """A runner's host beside a real Slurm."""
+    yield slurm_bench
+    slurm_bench.sandbox.reset()
+
+
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def any_host(request: pytest.FixtureRequest) -> Bench:
+    """Each in turn."""
+    opened: Bench = request.getfixturevalue("host" if request.param == "local" else "slurm_host")
+    return opened
