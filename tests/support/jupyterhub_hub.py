@@ -101,6 +101,7 @@ class Hub:
         traits: dict[str, dict[str, Any]] | None = None,
         firecrest: str | None = None,
         environment: dict[str, str] | None = None,
+        extra: str = "",
         python: str = sys.executable,
     ) -> None:
         """`systems` are laid over the example's one; `firecrest` goes through a proxy instead of straight there."""
@@ -128,12 +129,12 @@ class Hub:
             **(environment or {}),
         }
         settings = folder / "settings.json"
-        quick = {"JupyterHub": {"init_spawners_timeout": 1}, "Spawner": {"poll_interval": 1, "http_timeout": 30}}
+        quick = {"JupyterHub": {"init_spawners_timeout": 1, "tornado_settings": {"slow_spawn_timeout": 0.1}}, "Spawner": {"poll_interval": 1, "http_timeout": 30}}
         merged = {name: {**quick.get(name, {}), **(traits or {}).get(name, {})} for name in {*quick, *(traits or {})}}
         settings.write_text(json.dumps({"systems": systems, "traits": merged}))
         config = _TEST_CONFIG.format(example=str(EXAMPLE), settings=str(settings), token=self.token)
         self.config = folder / "jupyterhub_config.py"
-        self.config.write_text(config)
+        self.config.write_text(f"{config}\n{extra}\n")
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._http = httpx.Client(base_url=self.url, headers={"Authorization": f"token {self.token}"}, timeout=60)
 

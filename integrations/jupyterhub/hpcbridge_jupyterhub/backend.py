@@ -42,7 +42,7 @@ class Backend:
         self._user_class, self._settings = type(spawner.user), spawner.user.settings
         self._session: Session = session_of(spawner)
         self.orphans = Orphans(self._session)
-        self.keeper = Keeper(self)
+        self.keeper = Keeper(self, spawner.accounting_lag)
         self._services: dict[str, _Service] = {}
         self._sites: dict[Cluster, Hpc] = {}
         self._kept: dict[tuple[str, str], tuple[float, Any]] = {}

@@ -1,4 +1,4 @@
-"""Our errors as the hub shows them: one place that says what a user reads, and what an administrator finds in the log."""
+"""Our errors as the hub shows them: what a user reads, and what an administrator finds in the log."""
 
 from __future__ import annotations
 

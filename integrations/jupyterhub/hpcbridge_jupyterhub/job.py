@@ -34,10 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LAG = 30.0
-"""Seconds by which accounting may be late."""
 CONFIRMATIONS = 3
-"""By-id reads that do not know a job, over at least LAG, before it counts as gone."""
+"""By-id reads that do not know a job, over at least the lag, before it counts as gone."""
 _ABSENT = re.compile(r"job not found|does not know the job", re.IGNORECASE)
 """FirecREST's and our own words for an unknown job; a gateway's bare 404 has others."""
 _PLACE_MAX = 4096
@@ -53,6 +51,7 @@ class ServerJob:
         state: what is remembered; each change goes to `save`.
         hpc: the deployment as the user.
         service: the watching service's handle, where there is one.
+        lag: seconds by which accounting may be late.
         info: the job as last heard of.
         on_change: called with every news of the job.
     """
@@ -62,6 +61,7 @@ class ServerJob:
     service: Any
     state: ServerState
     save: SaveState
+    lag: float = 30.0
     on_change: Callable[[JobInfo], None] = lambda _info: None
     info: JobInfo | None = None
     ended: HpcBridgeError | JobInfo | None = None
@@ -101,7 +101,7 @@ class ServerJob:
             self.remember(name=job.name, job_id=job.id)
 
     async def find(self) -> bool:
-        """The job of a submit whose answer nobody heard: the hub was killed in it. False: there is none, for certain."""
+        """Look for the job of a submit in which the hub was killed. False: there is none, for certain."""
         if self.state.job_id is not None:
             return True
         if self.state.name is None:
@@ -113,7 +113,7 @@ class ServerJob:
             try:
                 async with self._system() as system:
                     if horizon is None:
-                        horizon = born + (await system.info()).ssh.total + LAG
+                        horizon = born + (await system.info()).ssh.total + self.lag
                     window = window_for((datetime.now(UTC) - self.state.submitted).total_seconds())
                     rows = await finder(system.client, system.name).rows(self.state.name, window)
                 if rows:
@@ -268,7 +268,7 @@ class ServerJob:
         since_submit = (datetime.now(UTC) - self.state.submitted).total_seconds()
         self._absences.append(now)
         first = now - self._absences[0]
-        if len(self._absences) < CONFIRMATIONS or first < LAG or since_submit < LAG:
+        if len(self._absences) < CONFIRMATIONS or first < self.lag or since_submit < self.lag:
             return None
         if last_activity is not None and last_activity > datetime.now(UTC) - timedelta(seconds=first):
             return None

@@ -26,16 +26,15 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 """Seconds between two rounds; a new orphan, and a user's next token, begin one at once."""
 ATTEMPT = 60.0
 """Seconds for one attempt to end one job and see its end."""
-LAG = 30.0
-"""Seconds by which accounting may be late."""
 
 
 class Keeper:
     """Ends orphans in the background of the hub's loop."""
 
-    def __init__(self, backend: Backend) -> None:
-        """Nothing runs before `kick`."""
+    def __init__(self, backend: Backend, lag: float) -> None:
+        """Nothing runs before `kick`; accounting may be `lag` seconds late."""
         self._backend = backend
+        self._lag = lag
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._born = time.monotonic()
@@ -126,7 +125,7 @@ class Keeper:
             try:
                 info = await system.job(job_id, orphan.name).cancel(verify=True)
             except (JobNotFound, JobVanished):
-                if orphan.job_id and (datetime.now(UTC) - orphan.since).total_seconds() < LAG:
+                if orphan.job_id and (datetime.now(UTC) - orphan.since).total_seconds() < self._lag:
                     return False  # accounting may not know it yet
                 continue
             log.info("job %s of %s has ended as %s", job_id, orphan.user, info.raw_state or info.state)
@@ -148,7 +147,7 @@ class Keeper:
         if ids := sorted({row.array_job_id or row.job_id for row in rows}):
             return ids
         entered = began - (datetime.now(UTC) - orphan.since).total_seconds()
-        horizon = max(self._born, entered) + (await system.info()).ssh.total + LAG
+        horizon = max(self._born, entered) + (await system.info()).ssh.total + self._lag
         if began > horizon:
             absences = self._absences.setdefault(orphan.key, [])
             absences.append(began)

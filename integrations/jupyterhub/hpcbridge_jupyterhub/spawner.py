@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyterhub.spawner import Spawner
-from traitlets import Bool, Dict, Integer, default
+from traitlets import Bool, Dict, Float, Integer, default
 
 from hpcbridge.errors import HpcBridgeError
 from hpcbridge_jupyterhub import form, metrics, options
@@ -52,6 +52,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         config=True,
         help="Seconds that a stop waits for the job's end to be confirmed; after them the orphan ledger goes on.",
     )
+    accounting_lag = Float(30, config=True, help="Seconds by which the scheduler's accounting may be late.")
     show_form = Bool(True, config=True, help="Whether users choose system, partition, account, time and so on.")
 
     @default("env_keep")
@@ -199,7 +200,8 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         cluster = self.backend.clusters[state.system]
         service = self.backend.service(state.system)
         self._gauge = metrics.StateGauge(state.system)
-        return ServerJob(cluster, self.backend.as_user(self.user, cluster), service, state, self._save, self._heard)
+        hpc, lag = self.backend.as_user(self.user, cluster), self.accounting_lag
+        return ServerJob(cluster, hpc, service, state, self._save, lag=lag, on_change=self._heard)
 
     def _heard(self, info: JobInfo) -> None:
         if self._gauge is not None:
