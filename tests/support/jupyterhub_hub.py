@@ -166,7 +166,7 @@ class Hub:
     def start(self) -> None:
         """Start the hub and wait until it answers."""
         self._run("hub", [self._python, "-m", "jupyterhub", "-f", str(self.config)])
-        wait_for(self._is_up, 90, "the hub to answer\n" + self.tail())
+        wait_for(self._is_up, 240, "the hub to answer\n" + self.tail())
 
     def _is_up(self) -> bool:
         if self._processes["hub"].poll() is not None:
