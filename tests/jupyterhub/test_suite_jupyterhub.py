@@ -52,7 +52,17 @@ def test_the_hubs_own_tests(cluster: SandboxProcess, tmp_path: Path, module: str
     tests = Path(__file__).parents[1]
     environment = {**os.environ, **cluster.client_env("alice"), "PATH": path, "PYTHONPATH": str(tests)}
     command = [sys.executable, "-m", "pytest", "-c", str(tmp_path / "pytest.ini"), "-p", "support.jupyterhub_suite"]
-    command += ["-q", "-rs", "--pyargs", f"jupyterhub.tests.{module}", f"--junit-xml={report}", "-p", "no:cacheprovider", "-p", "no:warnings"]
+    command += [
+        "-q",
+        "-rs",
+        "--pyargs",
+        f"jupyterhub.tests.{module}",
+        f"--junit-xml={report}",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:warnings",
+    ]
     if about := (FULL if PROVE else QUICK)[module]:
         command += ["-k", about]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

