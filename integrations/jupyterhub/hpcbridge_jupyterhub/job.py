@@ -155,13 +155,21 @@ class ServerJob:
                     async with self._system() as system:
                         self._end(await system.watcher.wait(self.state.job_id, **arguments))
             except JobVanished as error:
-                # What the service does not see may be hidden from it: the user's own look decides.
-                if self.service is None or await self.judge() is not None:
+                if self.service is None:
                     self._end(error)
+                else:
+                    await self._confirm()
             except HpcBridgeError as error:
                 log.info("watching job %s: %s", self.state.job_id, error)
             if self.ended is None:
                 await asyncio.sleep(5)
+
+    async def _confirm(self) -> None:
+        """What the service does not see may be hidden from it: the user's own look decides, several times."""
+        while True:
+            if await self.judge() is not None or not self._absences:
+                return
+            await asyncio.sleep(max(0.5, self.lag / CONFIRMATIONS / 2))
 
     def _heard(self, info: JobInfo) -> None:
         self.info = info

@@ -71,6 +71,10 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     def _default_options_form(self) -> Any:
         return _form_of if self.show_form else ""
 
+    @default("apply_user_options")
+    def _default_apply_user_options(self) -> Any:
+        return _applied_in_start
+
     def __init__(self, **kwargs: Any) -> None:
         """As the hub does."""
         super().__init__(**kwargs)
@@ -363,3 +367,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
 async def _form_of(spawner: FirecRESTSpawner) -> str:
     return await form.render(spawner.backend, spawner.user, spawner.user_options or {})
+
+
+def _applied_in_start(_spawner: FirecRESTSpawner, _options: Mapping[str, Any]) -> None:
+    """`start` checks the options and makes the job of them, also in hubs that do not ask for this."""
