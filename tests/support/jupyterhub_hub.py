@@ -145,8 +145,12 @@ class Hub:
         needs_programs()
         proxy = [str(PROXY), "--ip", "127.0.0.1", "--port", str(self.port), "--api-ip", "127.0.0.1"]
         proxy += ["--api-port", str(self._api_port), "--error-target", f"http://127.0.0.1:{self._hub_port}/hub/error"]
-        self._run("proxy", proxy)
-        self.start()
+        try:
+            self._run("proxy", proxy)
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
