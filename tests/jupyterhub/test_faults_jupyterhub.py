@@ -75,10 +75,17 @@ class Fleet:
         answer = self.client.get(f"user/alice/{name}/api", follow_redirects=False)
         return answer.status_code == 200 and "x-jupyterhub-version" in answer.headers
 
+    def posts(self) -> int:
+        """Submits that have reached the server."""
+        return int(self.cluster.get("/requests")["counts"].get("POST /compute/{}/jobs", 0))
+
+    def jobs(self, name: str) -> list[dict[str, Any]]:
+        """Every job that a server ever had."""
+        return [row for row in servers_of(self.cluster) if row["name"].startswith(f"{slug(name)}.")]
+
     def one_job(self, name: str) -> dict[str, Any]:
         """The only job that a server ever had."""
-        label = f"{slug(name)}."
-        rows = [row for row in servers_of(self.cluster) if row["name"].startswith(label)]
+        rows = self.jobs(name)
         assert len(rows) == 1, rows
         return rows[0]
 
@@ -257,10 +264,13 @@ def test_delete_during_the_submit_leaves_no_job(fleet: Fleet, state: str, answer
     if answer == "lost":
         rules.append({"method": "POST", "path": "/compute/*/jobs", "kind": "drop_after", "count": 1})
     fleet.cluster.post("/faults", rules)
+    before = fleet.posts()
     fleet.start(name, fleet.queue()[0] if state == "pending" else "now")
-    fleet.hub.wait_state("alice", name, "name")
+    wait_for(lambda: fleet.posts() > before, 30, "the submit to be under way")
+    assert not fleet.jobs(name)
     fleet.hub.stop_server("alice", name)
     fleet.hub.wait_gone("alice", name)
+    wait_for(lambda: fleet.jobs(name), 30, "the job that nobody wants any more")
     wait_for(lambda: fleet.one_job(name)["status"]["state"].startswith("CANCELLED"), 60, "the job to be cancelled")
 
 
@@ -287,10 +297,11 @@ def test_hub_killed(fleet: Fleet, state: str) -> None:
 def test_hub_killed_in_the_submit(fleet: Fleet) -> None:
     """The answer to the POST never comes; the next process finds the job by its name."""
     fleet.cluster.post(
-        "/faults", [{"method": "POST", "path": "/compute/*/jobs", "kind": "latency", "seconds": 2, "count": 1}]
+        "/faults", [{"method": "POST", "path": "/compute/*/jobs", "kind": "latency", "seconds": 3, "count": 1}]
     )
+    before = fleet.posts()
     fleet.start("killed-submit", "now")
-    fleet.hub.wait_state("alice", "killed-submit", "name")
+    wait_for(lambda: fleet.posts() > before, 30, "the submit to be under way")
     fleet.hub.restart()
     fleet.hub.wait_ready("alice", "killed-submit", 120)
     wait_for(lambda: fleet.answers("killed-submit"), 30)

@@ -26,7 +26,7 @@ def ready(hub: Hub) -> int:
 
 
 def requests(sandbox: SandboxProcess) -> int:
-    return sum(sandbox.get("/requests")["requests"].values())
+    return sum(sandbox.get("/requests")["counts"].values())
 
 
 def watched(folder: Path, sandbox: SandboxProcess, port: int, count: int) -> float:

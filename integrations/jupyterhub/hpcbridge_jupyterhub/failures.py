@@ -43,13 +43,16 @@ def explained(error: Exception) -> web.HTTPError:
 
 def spawn_error(message: str, *, reason: str, status: int, shown: str = "") -> web.HTTPError:
     """JupyterHub 6's SpawnException, or what 5 has in its place."""
+    made: Any
     try:
         from jupyterhub.spawner import SpawnException
     except ImportError:
-        error: Any = web.HTTPError(status, message)
-        error.jupyterhub_message, error.reason = message, reason
-        if shown:
-            error.jupyterhub_html_message = shown
-        return error  # type: ignore[no-any-return]
-    made: web.HTTPError = SpawnException(message, reason=reason, message_html=shown, status_code=status)
-    return made
+        made = web.HTTPError(status, message)
+        made.reason = reason
+    else:
+        made = SpawnException(message, reason=reason, message_html=shown, status_code=status)
+    # The page of a start that has failed asks for these, in both.
+    made.jupyterhub_message = message
+    if shown:
+        made.jupyterhub_html_message = shown
+    return made  # type: ignore[no-any-return]

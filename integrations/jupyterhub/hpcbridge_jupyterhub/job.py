@@ -54,6 +54,7 @@ class ServerJob:
         lag: seconds by which accounting may be late.
         info: the job as last heard of.
         on_change: called with every news of the job.
+        on_lost: called when the scheduler has lost the job: it may still live.
     """
 
     cluster: Cluster
@@ -63,6 +64,7 @@ class ServerJob:
     save: SaveState
     lag: float = 30.0
     on_change: Callable[[JobInfo], None] = lambda _info: None
+    on_lost: Callable[[ServerState], None] = lambda _state: None
     info: JobInfo | None = None
     ended: HpcBridgeError | JobInfo | None = None
     _watch: asyncio.Task[None] | None = None
@@ -181,6 +183,8 @@ class ServerJob:
         self.ended = end
         if isinstance(end, JobInfo):
             self._heard(end)
+        else:
+            self.on_lost(self.state)
         self.remember(code=exit_code(end))
         self._news.set()
 

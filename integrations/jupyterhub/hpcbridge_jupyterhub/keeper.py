@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 """Seconds between two rounds; a new orphan, and a user's next token, begin one at once."""
+FORGOTTEN = 10.0
+"""Times accounting's lag for which an unknown job is still looked for."""
 ATTEMPT = 60.0
 """Seconds for one attempt to end one job and see its end."""
 
@@ -125,8 +127,8 @@ class Keeper:
             try:
                 info = await system.job(job_id, orphan.name).cancel(verify=True)
             except (JobNotFound, JobVanished):
-                if orphan.job_id and (datetime.now(UTC) - orphan.since).total_seconds() < self._lag:
-                    return False  # accounting may not know it yet
+                if orphan.job_id and (datetime.now(UTC) - orphan.since).total_seconds() < FORGOTTEN * self._lag:
+                    return False  # accounting may not know it yet, or not for the moment
                 continue
             log.info("job %s of %s has ended as %s", job_id, orphan.user, info.raw_state or info.state)
         if orphan.name and orphan.workdir:

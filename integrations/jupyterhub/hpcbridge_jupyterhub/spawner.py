@@ -205,13 +205,18 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         service = self.backend.service(state.system)
         self._gauge = metrics.StateGauge(state.system)
         hpc, lag = self.backend.as_user(self.user, cluster), self.accounting_lag
-        return ServerJob(cluster, hpc, service, state, self._save, lag=lag, on_change=self._heard)
+        return ServerJob(cluster, hpc, service, state, self._save, lag=lag, on_change=self._heard, on_lost=self._lost)
 
     def _heard(self, info: JobInfo) -> None:
         if self._gauge is not None:
             self._gauge.set(None if info.is_terminal else info.state.value)
         if self._progress is not None:
             self._progress.tell(30 if info.state.is_queued else 60, queue_line(info))
+
+    def _lost(self, state: ServerState) -> None:
+        """Neither queue nor accounting know the job, nor does it answer; should it turn up again, it is ended."""
+        self.backend.orphans.add(self.user.name, state)
+        self.backend.keeper.kick()
 
     def _job_env(self, cluster: Cluster, state: ServerState) -> dict[str, str]:
         """The server's environment, and what the node's side needs; all of it travels in the job's private file."""
