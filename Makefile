@@ -20,7 +20,7 @@ GITLAB := $(ENVS)/gitlab/bin
 EXTRAS_core    := sandbox,test
 EXTRAS_airflow := airflow,sandbox,test
 EXTRAS_aiida   := aiida,sandbox,test
-EXTRAS_jupyterhub := jupyterhub,sandbox,test
+EXTRAS_jupyterhub := jupyterhub,jupyterhub-test,sandbox,test
 EXTRAS_reframe := reframe,sandbox,test
 EXTRAS_gitlab  := gitlab,sandbox,test
 ADAPTERS := airflow aiida jupyterhub reframe gitlab
@@ -46,6 +46,22 @@ $(ENVS)/%/.ready: constraints/%.txt pyproject.toml | $(UV)
 env: env-core ## make the environment of core, CLI and sandbox
 $(HOSTS:%=env-%): env-%: $(ENVS)/%/.ready ## make one host's environment
 
+# What the sandbox shows its jobs at /opt/software: relocatable, and on the system's Python, which the cluster sees.
+SYSTEM_PYTHON ?= /usr/bin/python3
+.PHONY: env-cluster
+env-cluster: $(ENVS)/cluster/.ready ## make the cluster's software: JupyterLab, jupyterhub-singleuser, ipykernel, numpy
+$(ENVS)/cluster/.ready: constraints/cluster.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --relocatable --python $(SYSTEM_PYTHON) $(ENVS)/cluster
+	$(UV) pip install --quiet --compile-bytecode --python $(ENVS)/cluster/bin/python -r constraints/cluster.txt
+	touch $@
+
+# JupyterHub's proxy, a program of Node.js.
+.PHONY: env-proxy
+env-proxy: $(ENVS)/proxy/.ready ## install configurable-http-proxy
+$(ENVS)/proxy/.ready:
+	npm install --silent --no-fund --no-audit --prefix $(ENVS)/proxy configurable-http-proxy@5
+	touch $@
+
 .PHONY: demo
 demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a checked result
 	$(AIRFLOW)/python examples/demo.py
@@ -64,7 +80,7 @@ test-airflow: env-airflow ## the Airflow provider alone
 	$(AIRFLOW)/pytest tests/airflow $(PYTEST_ARGS)
 test-aiida: env-aiida ## the AiiDA plugin alone
 	$(AIIDA)/pytest tests/aiida $(PYTEST_ARGS)
-test-jupyterhub: env-jupyterhub ## the JupyterHub spawner alone
+test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
 	$(JUPYTERHUB)/pytest tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
 	$(REFRAME)/pytest tests/reframe $(PYTEST_ARGS)
@@ -83,7 +99,7 @@ prove-airflow: env-airflow ## the Airflow provider with its full figures
 	HPCBRIDGE_PROVE=1 $(AIRFLOW)/pytest tests/airflow --timeout=3000 $(PYTEST_ARGS)
 prove-aiida: env-aiida ## the AiiDA plugin with its full figures
 	HPCBRIDGE_PROVE=1 $(AIIDA)/pytest tests/aiida --timeout=3000 $(PYTEST_ARGS)
-prove-jupyterhub: env-jupyterhub ## the JupyterHub spawner with its full figures
+prove-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner with its full figures
 	HPCBRIDGE_PROVE=1 $(JUPYTERHUB)/pytest tests/jupyterhub --timeout=3000 $(PYTEST_ARGS)
 prove-reframe: env-reframe ## the ReFrame backend with its full figures
 	HPCBRIDGE_PROVE=1 $(REFRAME)/pytest tests/reframe --timeout=3000 $(PYTEST_ARGS)
@@ -115,6 +131,9 @@ constraints: $(UV) ## resolve the pins anew (no index address in them)
 	    --no-emit-index-url --no-header pyproject.toml \
 	    $$(printf -- '--extra %s ' $${extras//,/ }) -o constraints/$$host.txt; \
 	done
+	printf '%s\n' 'jupyterhub>=6.1,<7' 'jupyterlab>=4,<5' ipykernel numpy | \
+	  $(UV) pip compile --quiet --upgrade --python-version 3.11 --exclude-newer "$(SETTLED)" \
+	    --no-emit-index-url --no-header - -o constraints/cluster.txt
 .PHONY: $(HOSTS:%=extras-%)
 $(HOSTS:%=extras-%): extras-%:
 	@echo $(EXTRAS_$*)

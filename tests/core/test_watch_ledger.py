@@ -332,3 +332,16 @@ def test_no_job_ends_early_and_every_end_is_told_within_a_tick_of_the_answer_tha
     assert told == {job_id: shown[job_id] for job_id in told}
     if "shown" in fates and len(set(fates)) == 1:
         assert len(told) == len(jobs)
+
+
+def test_a_listing_taken_in_slices_meets_jobs_that_come_and_go():
+    """Between two slices a waiter may leave and another may come: neither is judged by this listing."""
+    ledger = watching("1", "2", "3")
+    slices = ledger.take_listing([row("1"), row("2"), row("3")], 10.0)
+    first = next(slices)
+    assert first is not None
+    assert first.job_id == "1"
+    ledger.forget("2")
+    ledger.watch("4", 11.0)
+    assert [change.job_id for change in slices if change] == ["3"]
+    assert ledger.jobs["4"].misses == 0

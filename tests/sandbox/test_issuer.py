@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import firecrest
 import httpx
@@ -51,6 +51,13 @@ def fields(page: str) -> dict[str, str]:
     return {name: html.unescape(value) for name, value in found}
 
 
+def sent_to(page: httpx.Response) -> str:
+    """Return where a browser sends the page's form: without an `action` that is the page with its query."""
+    action = re.search(r'<form method="post"(?: action="([^"]*)")?', page.text)
+    assert action is not None
+    return urljoin(str(page.url), html.unescape(action[1] or ""))
+
+
 def log_in(sandbox: SandboxProcess, discovered: dict[str, Any], **changes: str) -> tuple[dict[str, str], str]:
     """Walk through the login page; return the redirect's parameters and the PKCE verifier."""
     verifier = secrets.token_urlsafe(48)
@@ -74,7 +81,7 @@ def log_in(sandbox: SandboxProcess, discovered: dict[str, Any], **changes: str) 
         "decision": "allow",
         **changes,
     }
-    answer = httpx.post(discovered["authorization_endpoint"], data=form)
+    answer = httpx.post(sent_to(page), data=form)
     assert answer.status_code == 303, answer.text
     location = urlsplit(answer.headers["location"])
     assert f"{location.scheme}://{location.netloc}{location.path}" == REDIRECT

@@ -8,6 +8,7 @@ see `submit`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -27,6 +28,7 @@ LONGEST_NAME_FILTER: Final = 235
 """Characters that the server's name filter takes; it splits at commas."""
 
 _SYSTEMS_FRESH: Final = 300.0
+_SLICE: Final = 250
 
 
 class FirecrestClient(Files, Transfers):
@@ -169,7 +171,11 @@ class FirecrestClient(Files, Transfers):
         response = await self._get(
             f"/compute/{part(system)}/jobs", params=params, about={"system": system}, patience=patience, polling=True
         )
-        rows = [JobRow.from_json(item) for item in items(response, "jobs")]
+        rows = []
+        for number, item in enumerate(items(response, "jobs"), 1):
+            rows.append(JobRow.from_json(item))
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)  # a listing of thousands must not hold the event loop
         return rows if wanted is None else [row for row in rows if row.name in wanted]
 
     async def job(self, system: str, job_id: str, *, patience: float | None = None) -> list[JobRow]:

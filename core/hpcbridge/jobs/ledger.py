@@ -11,7 +11,7 @@ changed or ended, and which id to ask for. Facts behind the rules (Slurm's accou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -125,23 +125,29 @@ class Ledger:
 
     def on_listing(self, rows: Iterable[JobRow], now: float) -> list[Change]:
         """Take a successful listing that was begun at `now`."""
+        return [change for change in self.take_listing(rows, now) if change is not None]
+
+    def take_listing(self, rows: Iterable[JobRow], now: float) -> Iterator[Change | None]:
+        """The same job by job, so that a long listing can be taken in slices; jobs may come and go between them."""
         found: dict[str, list[JobRow]] = {}
         for row in rows:
             job_id = row.array_job_id or row.job_id
             if job_id in self.jobs:
                 found.setdefault(job_id, []).append(row)
-        changes = []
         for job in list(self.jobs.values()):
-            true_rows = [row for row in found.get(job.job_id, ()) if not self._is_placeholder(job, row)]
-            if len(true_rows) < len(found.get(job.job_id, ())):
-                job.urgent = now if job.urgent is None else job.urgent
-                job.absent_since, job.absences = None, 0
-            if not true_rows:
-                if job.since < now:  # else it was added while the listing was under way
-                    job.misses += 1
-            elif (change := self._absorb(job, true_rows, now, by_id=False)) is not None:
-                changes.append(change)
-        return changes
+            if self.jobs.get(job.job_id) is job:
+                yield self._listed(job, found.get(job.job_id, ()), now)
+
+    def _listed(self, job: Watched, rows: Sequence[JobRow], now: float) -> Change | None:
+        true_rows = [row for row in rows if not self._is_placeholder(job, row)]
+        if len(true_rows) < len(rows):
+            job.urgent = now if job.urgent is None else job.urgent
+            job.absent_since, job.absences = None, 0
+        if true_rows:
+            return self._absorb(job, true_rows, now, by_id=False)
+        if job.since < now:  # else it was added while the listing was under way
+            job.misses += 1
+        return None
 
     def on_answer(self, job_id: str, rows: Sequence[JobRow], now: float) -> Change | None:
         """Take a successful by-id read that was begun at `now`.

@@ -46,6 +46,9 @@ __all__ = ["JobWatcher", "WatchCounters", "WatchPolicy"]
 
 log = logging.getLogger(__name__)
 
+SLICE = 100
+"""Jobs of a listing that are looked at before the event loop gets its turn: some milliseconds."""
+
 OnChange = Callable[[JobInfo], None]
 
 _REFUSALS = (AuthenticationError, ConfigurationError, PermissionDenied, NotFound)
@@ -364,8 +367,11 @@ class JobWatcher:
             return went
         went.duration = time.monotonic() - began
         self._heard = heard
-        for change in self._ledger.on_listing(rows, began):
-            self._report(change, went)
+        for number, change in enumerate(self._ledger.take_listing(rows, began), 1):
+            if change is not None:
+                self._report(change, went)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)  # a host's other work goes on meanwhile
         del rows
         await self._read(self._ledger.question(), went)
         return went

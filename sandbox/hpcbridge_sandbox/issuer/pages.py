@@ -56,7 +56,7 @@ _PAGES = {
     "login": """{% extends "base" %}{% block content %}
 <p><strong>{{ client }}</strong> asks to work in your name.
 This is a sandbox on one machine, not a computing centre.</p>
-<form method="post">
+<form method="post" action="authorize">
 {% for name, value in carried %}<input type="hidden" name="{{ name }}" value="{{ value }}">
 {% endfor %}{% include "credentials" %}
 <button type="submit" name="decision" value="allow">Log in</button>

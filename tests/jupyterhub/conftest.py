@@ -1,0 +1,41 @@
+"""A sandbox with the cluster's software, and hubs before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.jupyterhub_hub import EXPOSE, HUB_USER, Hub, needs_programs
+from support.sandbox import SandboxProcess, start_sandbox
+
+USERS = ("alice", "bob", "carol", "dave", HUB_USER)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[SandboxProcess]:
+    """A sandbox whose jobs find JupyterLab at /opt/software."""
+    needs_programs()
+    flags = [flag for user in USERS for flag in ("--user", user)]
+    with start_sandbox("--accounting-lag", "1", *EXPOSE, *flags) as started:
+        yield started
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failed test shows what its hub said."""
+    report = yield
+    for name, value in getattr(item, "funcargs", {}).items():
+        if report.failed and isinstance(value, Hub):
+            report.sections.append((f"log of {name}", value.tail()))
+    return report
+
+
+@pytest.fixture(scope="module")
+def hub(cluster: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub of the example's configuration."""
+    folder: Path = tmp_path_factory.mktemp("hub")
+    with Hub(folder, cluster) as started:
+        yield started

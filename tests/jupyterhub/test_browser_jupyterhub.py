@@ -1,0 +1,91 @@
+"""What a person sees, in a real browser, on the local queue and on real Slurm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.support.select import Select
+
+from support.jupyterhub_browser import open_browser
+from support.jupyterhub_hub import EXPOSE, Hub, cancel, job_state, live, servers_of, wait_for
+from support.sandbox import SandboxProcess, start_sandbox
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def machine(request: pytest.FixtureRequest) -> Iterator[SandboxProcess]:
+    if request.param == "local":
+        yield request.getfixturevalue("cluster")
+        return
+    request.getfixturevalue("slurm_installed")
+    flags = ("--scheduler", "slurm", "--accounting-lag", "1", "--user", "alice", "--user", "hub")
+    with start_sandbox(*flags, *EXPOSE, timeout=300) as started:
+        yield started
+
+
+def sleeper(machine: SandboxProcess) -> str:
+    """A job that others can be made to wait for."""
+    job = {"script": "#!/bin/bash\nsleep 3000\n", "workingDirectory": "/home/alice", "name": "before-the-server"}
+    with machine.client("alice") as client:
+        answer = client.post(f"/compute/{machine.system}/jobs", json={"job": job})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["jobId"])
+
+
+@pytest.mark.timeout(1200)
+def test_from_login_to_stop(machine: SandboxProcess, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    scheduler = request.node.callspec.params["machine"]
+    before = sleeper(machine)
+    systems = {
+        "queue": {"title": "Busy queue", "directives": [f"--dependency=afterany:{before}"], "max_cpus": 4},
+        "other": {"title": "Other system"},
+    }
+    with Hub(tmp_path, machine, systems=systems) as hub, open_browser(scheduler, tmp_path / "profile") as browser:
+        browser.log_in(hub.url, "alice", machine.users["alice"])
+
+        # The form: two systems, the fields of the chosen one.
+        select = Select(browser.find("#hpcbridge-system"))
+        assert [option.text for option in select.options] == ["Busy queue", "Other system"]
+        assert browser.find("fieldset[data-hpcbridge-system='queue']").is_displayed()
+        partitions = Select(browser.find("#hpcbridge-queue-partition"))
+        assert "normal" in [option.text for option in partitions.options]
+        partitions.select_by_visible_text("normal")
+        time = browser.find("#hpcbridge-queue-time")
+        time.clear()
+        time.send_keys("30")
+        browser.shot("form")
+        browser.click("#spawn_form button[type='submit']")
+
+        # The queue, and why.
+        browser.text("#progress-message", "waits in the queue (Dependency)")
+        browser.shot("queue")
+        cancel(machine, before, "alice")
+
+        # JupyterLab, on a cluster that does not see the hub's files.
+        browser.until(lambda driver: "/user/alice/lab" in driver.current_url, "the address of JupyterLab")
+        browser.click(".jp-LauncherCard[data-category='Notebook']")
+        browser.find(".jp-Notebook .jp-CodeCell .cm-content")
+        browser.text(".jp-Notebook-ExecutionIndicator, .jp-Toolbar-kernelName", "")
+        job = hub.state("alice")["job_id"]
+        source = f"import os, socket; x = 41; print('job', os.environ['SLURM_JOB_ID'], os.path.exists('{tmp_path}'))"
+        assert f"job {job} False" in browser.run_cell(source, 1, "job ")
+        browser.shot("cell")
+
+        # The hub dies and comes back; the kernel has not noticed.
+        hub.restart()
+        hub.wait_ready("alice")
+        assert "still 42" in browser.run_cell("print('still', x + 1)", 2, "still ")
+        browser.shot("same-kernel")
+        assert hub.state("alice")["job_id"] == job
+
+        # The home page tells the time that is left, and stops the server.
+        browser.driver.get(f"{hub.url}hub/home")
+        browser.text("#hpcbridge-limits + ul", "in ")
+        browser.shot("home")
+        browser.click("#stop")
+        browser.until(lambda driver: "Start My Server" in driver.page_source, "the server's end")
+        wait_for(lambda: hub.server("alice") is None, 60, "the hub to have no server")
+        browser.shot("stopped")
+    assert job_state(machine, job, "alice") == "CANCELLED"
+    assert not live(servers_of(machine))

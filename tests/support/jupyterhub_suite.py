@@ -1,0 +1,65 @@
+"""A pytest plugin: JupyterHub's own tests with FirecRESTSpawner in place of the local process spawner.
+
+The tests' own spawners (MockSpawner, SlowSpawner, BadSpawner …) derive from SimpleLocalProcessSpawner; here they derive
+from ours instead, and everything that they start is a batch job. The shims, and why each is needed:
+
+- `get_state` says `{"pid": …}` and nothing else: tests compare the whole of what a local process spawner remembers;
+- `wanted` takes any `user_options`: the tests start servers with options of their own, such as {"i": 5};
+- there is no form unless a test brings its own: they check the pages of spawners without one;
+- `user_env`: MockSpawner extends a hook that only local process spawners have;
+- `patience`: the API answers 201 for a start within 10 s; on a busy machine a job takes longer than a local process;
+- the server's command is jupyterhub.tests.mocksu by the cluster's Python: the hub's interpreter is not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jupyterhub.spawner
+import pytest
+from traitlets import default
+
+from hpcbridge_jupyterhub import FirecRESTSpawner, options
+
+
+class BatchSpawner(FirecRESTSpawner):
+    """Everybody's servers are jobs of the site's own account, whose secret is in the environment."""
+
+    @default("systems")
+    def _systems(self) -> dict[str, Any]:
+        cluster = {
+            "credential": "site",
+            "prologue": "export PATH=/opt/software/bin:$PATH",
+            "command": ["python3", "-m", "jupyterhub.tests.mocksu"],
+        }
+        return {"cluster": cluster}
+
+    @default("options_form")
+    def _no_form(self) -> str:
+        return ""
+
+    @default("start_timeout")
+    def _start_timeout(self) -> int:
+        return 60
+
+    def wanted(self) -> options.ServerOptions:
+        return options.ServerOptions(system="cluster")
+
+    def get_state(self) -> dict[str, Any]:
+        return {"pid": int(self.job_id)} if self.job_id else {}
+
+    def user_env(self, env: dict[str, Any]) -> dict[str, Any]:
+        return env
+
+    def get_env(self) -> dict[str, Any]:
+        return self.user_env(super().get_env())
+
+
+jupyterhub.spawner.SimpleLocalProcessSpawner = BatchSpawner
+
+
+@pytest.fixture(autouse=True)
+def patience(request: pytest.FixtureRequest) -> None:
+    if "app" in request.fixturenames:
+        for name in ("slow_spawn_timeout", "slow_stop_timeout"):
+            request.getfixturevalue("app").tornado_settings.setdefault(name, 60)
