@@ -1,0 +1,50 @@
+"""A throwaway AiiDA with its daemon, the computers it knows, and one transport contract for all of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.aiida_profile import AiidaProfile
+from support.aiida_sides import Side, open_side
+from support.sandbox import SandboxProcess
+
+# Read when aiida is first imported, which no module above does: the user's own profiles stay out of this.
+HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
+os.environ["AIIDA_PATH"] = str(HOME)
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def profile() -> Iterator[AiidaProfile]:
+    """A profile, loaded into this process too; nothing works for it yet (`daemon` does)."""
+    made = AiidaProfile(HOME)
+    made.create()
+    from aiida import load_profile
+
+    load_profile(made.name)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(params=["core.local"])
+def side(
+    request: pytest.FixtureRequest, profile: AiidaProfile, tmp_path: Path
+) -> Iterator[Side]:
+    """The contract's subject: each transport in turn, with a directory of the test's own on either side."""
+    local = tmp_path / "here"
+    local.mkdir()
+    remote = tmp_path / "there"
+    remote.mkdir()
+    options = {"machine": "localhost", "safe_interval": 0, "use_login_shell": False}
+    with open_side("core.local", options, str(remote), remote, local) as opened:
+        yield opened
