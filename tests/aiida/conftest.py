@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from support.aiida_computers import TRANSPORT, auth_params, credential_file
 from support.aiida_profile import AiidaProfile
 from support.aiida_sides import Side, open_side
 from support.sandbox import SandboxProcess
@@ -36,15 +36,27 @@ def profile() -> Iterator[AiidaProfile]:
     made.stop()
 
 
-@pytest.fixture(params=["core.local"])
-def side(
-    request: pytest.FixtureRequest, profile: AiidaProfile, tmp_path: Path
-) -> Iterator[Side]:
+@pytest.fixture(scope="session")
+def credential(local_queue: SandboxProcess) -> Path:
+    """Where alice's secret is, outside of every database."""
+    return credential_file(local_queue, HOME / "alice.toml")
+
+
+@pytest.fixture(params=["core.local", pytest.param(TRANSPORT, id="ours")])
+def side(request: pytest.FixtureRequest, profile: AiidaProfile, tmp_path: Path) -> Iterator[Side]:
     """The contract's subject: each transport in turn, with a directory of the test's own on either side."""
     local = tmp_path / "here"
     local.mkdir()
-    remote = tmp_path / "there"
-    remote.mkdir()
-    options = {"machine": "localhost", "safe_interval": 0, "use_login_shell": False}
-    with open_side("core.local", options, str(remote), remote, local) as opened:
+    plugin: str = request.param
+    if plugin == "core.local":
+        remote = tmp_path / "there"
+        remote.mkdir()
+        options = {"machine": "localhost", "safe_interval": 0, "use_login_shell": False}
+        with open_side(plugin, options, str(remote), remote, local) as opened:
+            yield opened
+        return
+    process: SandboxProcess = request.getfixturevalue("sandbox")
+    options = {"machine": process.system, **auth_params(process, request.getfixturevalue("credential"))}
+    scratch = process.host_path("/scratch/alice")
+    with open_side(plugin, options, "/scratch/alice", scratch, local, scratch.stat().st_uid) as opened:
         yield opened

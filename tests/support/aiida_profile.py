@@ -45,9 +45,7 @@ class AiidaProfile:
         self.path, self.name = path, name
         python_path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
         # XDG: what the adapter keeps between processes must not come from, or go to, the user's own directories.
-        kept = {
-            f"XDG_{kind}_HOME": str(path / f"xdg-{kind.lower()}") for kind in ("STATE", "CACHE", "CONFIG", "DATA")
-        }
+        kept = {f"XDG_{kind}_HOME": str(path / f"xdg-{kind.lower()}") for kind in ("STATE", "CACHE", "CONFIG", "DATA")}
         self.env = {
             **os.environ,
             "AIIDA_PATH": str(path),

@@ -45,6 +45,12 @@ class Side:
         self.transport.open()
         return self._host.joinpath(*parts)
 
+    def another(self) -> Any:
+        """A new transport with the same parameters, closed."""
+        from aiida.plugins import TransportFactory
+
+        return TransportFactory(self.plugin)(**self.options)
+
     def write(self, relative: str, text: str = "", *, mode: int = 0o644) -> str:
         """Put a file there from behind; returns its remote path."""
         path = self._host / relative
@@ -101,12 +107,14 @@ def open_side(
     plugin: str, options: Mapping[str, Any], remote: str, host: Path, local: Path, owner: int | None = None
 ) -> Iterator[Side]:
     """Open a transport of `plugin` on a new directory below `remote`, which this machine sees as `host`."""
-    from aiida.plugins import TransportFactory
-
     name = f"side-{os.getpid()}-{next(_numbers)}"
     side = Side(plugin, options, f"{remote}/{name}", local, host / name, owner)
     side._host.mkdir()
     side.give()
-    side.transport = TransportFactory(plugin)(**options)
-    with side.transport:
+    side.transport = side.another()
+    side.transport.open()
+    try:
         yield side
+    finally:
+        if side.transport.is_open:
+            side.transport.close()
