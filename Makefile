@@ -19,7 +19,7 @@ GITLAB := $(ENVS)/gitlab/bin
 # One host each: the extras that its environment installs.
 EXTRAS_core    := sandbox,test
 EXTRAS_airflow := airflow,sandbox,test
-EXTRAS_aiida   := aiida,sandbox,test
+EXTRAS_aiida   := aiida,sandbox,test,test-aiida
 EXTRAS_jupyterhub := jupyterhub,sandbox,test
 EXTRAS_reframe := reframe,sandbox,test
 EXTRAS_gitlab  := gitlab,sandbox,test

@@ -90,9 +90,9 @@ def test_remove(side: Side) -> None:
 
 def test_what_exists(side: Side) -> None:
     side.fill("a", "d/")
-    os.symlink("a", side.there("to-a"))
-    os.symlink("d", side.there("to-d"))
-    os.symlink("nowhere", side.there("dangling"))
+    side.there("to-a").symlink_to("a")
+    side.there("to-d").symlink_to("d")
+    side.there("dangling").symlink_to("nowhere")
     side.give()
     seen = {
         name: (

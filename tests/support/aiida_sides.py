@@ -96,7 +96,7 @@ def tree(root: Path) -> dict[str, str]:
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
+            found[name] = f"-> {path.readlink()}"
         else:
             found[name] = "/" if path.is_dir() else path.read_text()
     return found
