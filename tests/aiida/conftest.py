@@ -7,10 +7,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.aiida_computers import TRANSPORT, auth_params, credential_file
+from support.aiida_computers import (
+    TRANSPORT,
+    auth_params,
+    credential_file,
+    installed_code,
+    make_local,
+    make_ours,
+)
 from support.aiida_profile import AiidaProfile
 from support.aiida_sides import Side, open_side
 from support.sandbox import SandboxProcess
@@ -18,6 +26,16 @@ from support.sandbox import SandboxProcess
 # Read when aiida is first imported, which no module above does: the user's own profiles stay out of this.
 HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
 os.environ["AIIDA_PATH"] = str(HOME)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failed test shows what AiiDA's daemon said."""
+    report = yield
+    daemon = getattr(item, "funcargs", {}).get("daemon")
+    if report.failed and isinstance(daemon, AiidaProfile):
+        report.sections.append(("AiiDA's daemon", daemon.log()))
+    return report
 
 
 def pytest_sessionfinish() -> None:
@@ -40,6 +58,25 @@ def profile() -> Iterator[AiidaProfile]:
 def credential(local_queue: SandboxProcess) -> Path:
     """Where alice's secret is, outside of every database."""
     return credential_file(local_queue, HOME / "alice.toml")
+
+
+@pytest.fixture(scope="session")
+def daemon(profile: AiidaProfile) -> AiidaProfile:
+    """The same profile, with its daemon running."""
+    profile.start()
+    return profile
+
+
+@pytest.fixture(scope="session")
+def ours(profile: AiidaProfile, local_queue: SandboxProcess, credential: Path) -> Any:
+    """Bash on the sandbox's local queue, by our plugins."""
+    return installed_code(make_ours("ours", local_queue, credential), "bash-ours")
+
+
+@pytest.fixture(scope="session")
+def native(profile: AiidaProfile) -> Any:
+    """Bash on this machine, by aiida-core's plugins."""
+    return installed_code(make_local("native", HOME / "native"), "bash-native")
 
 
 @pytest.fixture(params=["core.local", pytest.param(TRANSPORT, id="ours")])

@@ -26,6 +26,37 @@ def auth_params(process: SandboxProcess, credential: Path, **more: Any) -> dict[
     return {"url": process.url, "credential": f"file:{credential}", "system": process.system, **more}
 
 
+def make_ours(
+    label: str, process: SandboxProcess, credential: Path, workdir: str = "/scratch/{username}/aiida", **more: Any
+) -> Any:
+    """A computer behind a sandbox, reached by our plugins; `more` are parameters of `configure`."""
+    poll = more.pop("poll", 1)
+    params = auth_params(process, credential, **more)
+    return make_computer(label, TRANSPORT, SCHEDULER, workdir, host=process.system, poll=poll, **params)
+
+
+def make_local(label: str, workdir: Path, scheduler: str = "core.direct") -> Any:
+    """What everything is compared with: this machine, by aiida-core's own plugins."""
+    return make_computer(label, "core.local", scheduler, str(workdir), safe_interval=0, use_login_shell=False)
+
+
+def make_firecrest(label: str, process: SandboxProcess, user: str = "alice") -> Any:
+    """The same sandbox, reached by aiida-firecrest."""
+    params = {
+        "url": process.url,
+        "token_uri": process.token_url,
+        "client_id": user,
+        "client_secret": process.users[user],
+        "compute_resource": process.system,
+        "temp_directory": f"/scratch/{user}/tmp",
+        "billing_account": "",
+        "max_io_allowed": 8,
+        "checksum_check": False,
+        "safe_interval": 0,
+    }
+    return make_computer(label, "firecrest", "firecrest", f"/scratch/{user}/firecrest", **params)
+
+
 def set_up(profile: AiidaProfile, label: str, transport: str, scheduler: str, workdir: str, host: str = "") -> None:
     """`verdi computer setup`, as a user types it."""
     words = ["-L", label, "-H", host or label, "-T", transport, "-S", scheduler, "-w", workdir]

@@ -82,8 +82,9 @@ class AiidaProfile:
         return done.stdout
 
     def start(self, workers: int = 1) -> None:
-        """Start the daemon."""
+        """Start the daemon and wait until it takes work: AiiDA gives up on a broker after ten seconds."""
         self.verdi("daemon", "start", str(workers))
+        wait_until(lambda: [*self.path.rglob("broker.sockets")] and self.workers(), 90, "the daemon's broker is ready")
 
     def stop(self) -> None:
         """Stop the daemon; afterwards nothing of it is left."""
