@@ -23,9 +23,10 @@ from support.aiida_profile import AiidaProfile
 from support.aiida_sides import Side, open_side
 from support.sandbox import SandboxProcess
 
-# Read when aiida is first imported, which no module above does: the user's own profiles stay out of this.
 HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
-os.environ["AIIDA_PATH"] = str(HOME)
+PROFILE = AiidaProfile(HOME)
+# Read when aiida is first imported, which no module above does: the user's own profiles stay out of this.
+os.environ.update(PROFILE.env)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,13 +46,9 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def profile() -> Iterator[AiidaProfile]:
     """A profile, loaded into this process too; nothing works for it yet (`daemon` does)."""
-    made = AiidaProfile(HOME)
-    made.create()
-    from aiida import load_profile
-
-    load_profile(made.name)
-    yield made
-    made.stop()
+    PROFILE.create()
+    yield PROFILE
+    PROFILE.stop()
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ class Batch:
             files=planned(code, OUTPUTS, RETRIEVE, folder=folder, file=single),
             restarts=engine.submit(RestartChain, code=code, options=options()["options"]),
             copied=planned(code, OUTPUTS, {}, stash={**stash, "stash_mode": "copy"}),
-            packed=planned(code, OUTPUTS, {}, stash={**stash, "stash_mode": "tar.gz"}),
+            packed=planned(code, OUTPUTS, {}, stash={**stash, "stash_mode": "tar.gz", "dereference": False}),
         )
 
 
