@@ -108,8 +108,7 @@ class HpcbridgeSlurmScheduler(SlurmScheduler):
             except errors.HpcBridgeError as error:
                 raise as_oserror(error) from error
 
-        result: T = transport.run_command_blocking(translated)  # type: ignore[no-untyped-call]
-        return result
+        return transport.run_command_blocking(translated)
 
     async def _submit(self, session: Session, workdir: str, filename: str) -> str | ExitCode:
         from hpcbridge.jobs.spec import JobSpec
