@@ -30,7 +30,7 @@ from hpcbridge_aiida.failures import remote
 from hpcbridge_aiida.looking import Looking
 from hpcbridge_aiida.owned import Kind
 from hpcbridge_aiida.parcels import ARCHIVE_PREFIX
-from hpcbridge_aiida.paths import absolute, lineage
+from hpcbridge_aiida.paths import absolute, carried, lineage
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FileEntry
@@ -150,7 +150,8 @@ class Downloads(Looking):
     async def _fetch_tree(self, source: str, local: Path, entries: Sequence[FileEntry], *, dereference: bool) -> None:
         plain = all(entry.is_file or entry.is_dir for entry in entries)
         files = [entry for entry in entries if entry.is_file]
-        carried = all(_carried(posixpath.join(source, entry.name)) for entry in entries)
+        # A name with a backslash may be another one, in the listing's quoting: in an archive it is what it is.
+        carried = all("\\" not in e.name and carried(posixpath.join(source, e.name)) for e in entries)
         if plain and carried and len(files) <= FEW and all(e.size <= self.session.limits.download for e in files):
             for entry in entries:
                 if entry.is_dir:
@@ -171,7 +172,7 @@ class Downloads(Looking):
 
     async def _packed(self, source: str, *, dereference: bool) -> bytes | None:
         """The directory as one compressed archive, or None where it is too much for quick commands."""
-        if not _carried(source):
+        if not carried(source):
             return None
         place = next((each for each in lineage(posixpath.dirname(source)) if self.session.is_trusted(each)), None)
         path = posixpath.join(place or await self.session.handle.home(), f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
@@ -239,14 +240,6 @@ def _refuse_through_links(local: Path, name: str) -> None:
     for parent in list(Path(name).parents)[:-1]:
         if (local / parent).is_symlink():
             raise OSError(f"the archive would write through the link {parent}")
-
-
-def _carried(path: str) -> bool:
-    try:
-        check_path(path)
-    except InvalidPath:
-        return False
-    return True
 
 
 def _local(path: TransportPath) -> str:

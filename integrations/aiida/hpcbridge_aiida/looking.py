@@ -14,7 +14,7 @@ from hpcbridge.errors import InvalidPath, NotFound, PathNotFound
 from hpcbridge_aiida.base import Part
 from hpcbridge_aiida.failures import remote
 from hpcbridge_aiida.owned import Kind
-from hpcbridge_aiida.paths import absolute
+from hpcbridge_aiida.paths import absolute, carried
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FileEntry, FileStat
@@ -41,6 +41,8 @@ class Looking(Part):
     async def stat(self, path: str, *, dereference: bool = True) -> FileStat | None:
         """What the system says of `path` now; None where there is nothing."""
         await self.session.settle(path)
+        if not carried(path):
+            return await self._listed(path)
         try:
             return await self.client.stat(self.system, path, dereference=dereference)
         except PathNotFound:
@@ -49,6 +51,16 @@ class Looking(Part):
             if "Not a directory" in error.message:
                 return None
             raise
+
+    async def _listed(self, path: str) -> FileStat | None:
+        """The same of a path that no request can carry, from the listing of its directory; links are not followed."""
+        from hpcbridge.staging.remote import listing
+
+        directory, name = posixpath.split(path)
+        if await self.kind_of(directory) is not Kind.DIRECTORY:
+            return None
+        entries = await listing.entries(await self.session.transfer(), f"{directory}/", hidden=True, exact=True)
+        return next((_stat(entry) for entry in entries if entry.name == name), None)
 
     @remote
     async def isdir_async(self, path: TransportPath) -> bool:
@@ -75,16 +87,7 @@ class Looking(Part):
         found = await self.stat(where, dereference=False)
         if found is None:
             raise FileNotFoundError(f"No such file or directory: {where} on {self.system}")
-        values = {
-            "st_size": found.size,
-            "st_uid": found.uid,
-            "st_gid": found.gid,
-            "st_mode": found.mode,
-            "st_atime": found.atime,
-            "st_mtime": found.mtime,
-        }
-        attribute: FileAttribute = FileAttribute(values)
-        return attribute
+        return _attribute(found)
 
     async def entries(self, path: str) -> list[FileEntry]:
         """The entries of a directory, hidden ones included. Raises OSError where it is none."""
@@ -113,7 +116,11 @@ class Looking(Part):
         await self.session.settle(where)
         entries = await self.client.ls(self.system, f"{where.rstrip('/')}/", hidden=True, numeric=True)
         return [
-            {"name": entry.name, "attributes": _attribute(entry), "isdir": await self._leads_to_directory(where, entry)}
+            {
+                "name": entry.name,
+                "attributes": _attribute(_stat(entry)),
+                "isdir": await self._leads_to_directory(where, entry),
+            }
             for entry in entries
             if entry.name not in (".", "..") and (not pattern or _matches(entry.name, pattern))
         ]
@@ -164,20 +171,18 @@ _TYPES = {"d": stat.S_IFDIR, "l": stat.S_IFLNK, "-": stat.S_IFREG, "b": stat.S_I
 _BITS = (0o400, 0o200, 0o100, 0o040, 0o020, 0o010, 0o004, 0o002, 0o001)
 
 
-def _attribute(entry: FileEntry) -> FileAttribute:
+def _stat(entry: FileEntry) -> FileStat:
+    """What a line of a listing tells; owners are names there."""
+    from hpcbridge.firecrest import FileStat
+
     letters = entry.permissions[-9:] if len(entry.permissions) >= 9 else "-" * 9
-    mode = _TYPES.get(entry.kind, 0) | sum(
-        bit for letter, bit in zip(letters, _BITS, strict=False) if letter not in "-ST"
-    )
+    bits = sum(bit for letter, bit in zip(letters, _BITS, strict=True) if letter not in "-ST")
     when = int(entry.modified.timestamp()) if entry.modified else 0
     owner, group = (int(each) if each.isdigit() else 0 for each in (entry.user, entry.group))
-    values = {
-        "st_size": entry.size,
-        "st_uid": owner,
-        "st_gid": group,
-        "st_mode": mode,
-        "st_atime": when,
-        "st_mtime": when,
-    }
-    attribute: FileAttribute = FileAttribute(values)
+    return FileStat(_TYPES.get(entry.kind, 0) | bits, entry.size, owner, group, when, when, when)
+
+
+def _attribute(found: FileStat) -> FileAttribute:
+    fields = ("size", "uid", "gid", "mode", "atime", "mtime")
+    attribute: FileAttribute = FileAttribute({f"st_{name}": getattr(found, name) for name in fields})
     return attribute

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from aiida.transports import Transport
 from aiida.transports.transport import TransportPath, has_magic
 
-from hpcbridge.errors import InvalidPath, NotFound
-from hpcbridge.firecrest.paths import check_path
+from hpcbridge.errors import NotFound
 from hpcbridge_aiida.failures import plain, remote
 from hpcbridge_aiida.looking import Looking
 from hpcbridge_aiida.owned import Kind
-from hpcbridge_aiida.paths import absolute, is_within
+from hpcbridge_aiida.paths import absolute, carried, is_within
 from hpcbridge_aiida.spool import Operation
 
 if TYPE_CHECKING:
@@ -186,7 +185,7 @@ class OnSite(Looking):
         elif kind is not Kind.UNKNOWN:
             raise FileExistsError(f"{target} already exists on {self.system}")
         await self.session.settle(target)
-        if source.startswith("/") and _carried(source) and _carried(target):
+        if source.startswith("/") and carried(source) and carried(target):
             await self.client.symlink(self.system, source, target)
         else:
             await self._do([(Operation("ln", "", source, target), Kind.LINK)])
@@ -427,11 +426,3 @@ def _is_directory(found: FileStat) -> bool:
 
 def _is_link(found: FileStat) -> bool:
     return found.mode & 0o170000 == 0o120000
-
-
-def _carried(path: str) -> bool:
-    try:
-        check_path(path)
-    except InvalidPath:
-        return False
-    return True

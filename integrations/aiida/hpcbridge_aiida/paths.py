@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from aiida.transports.transport import TransportPath
 
+from hpcbridge.errors import InvalidPath
+
 
 def absolute(path: TransportPath) -> str:
     """`path` made plain. Raises OSError where it is empty or relative: there is no working directory over there."""
@@ -29,3 +31,14 @@ def lineage(path: str) -> Iterator[str]:
 def is_within(path: str, directory: str) -> bool:
     """Whether `path` is `directory` or below it."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def carried(path: str) -> bool:
+    """Whether a request can name `path` at all; else it travels in archives and jobs."""
+    from hpcbridge.firecrest.paths import check_path
+
+    try:
+        check_path(path)
+    except InvalidPath:
+        return False
+    return True
