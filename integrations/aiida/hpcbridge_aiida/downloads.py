@@ -151,8 +151,8 @@ class Downloads(Looking):
         plain = all(entry.is_file or entry.is_dir for entry in entries)
         files = [entry for entry in entries if entry.is_file]
         # A name with a backslash may be another one, in the listing's quoting: in an archive it is what it is.
-        carried = all("\\" not in e.name and carried(posixpath.join(source, e.name)) for e in entries)
-        if plain and carried and len(files) <= FEW and all(e.size <= self.session.limits.download for e in files):
+        certain = all("\\" not in e.name and carried(posixpath.join(source, e.name)) for e in entries)
+        if plain and certain and len(files) <= FEW and all(e.size <= self.session.limits.download for e in files):
             for entry in entries:
                 if entry.is_dir:
                     (local / entry.name).mkdir(parents=True, exist_ok=True)

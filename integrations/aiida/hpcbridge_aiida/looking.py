@@ -54,13 +54,10 @@ class Looking(Part):
 
     async def _listed(self, path: str) -> FileStat | None:
         """The same of a path that no request can carry, from the listing of its directory; links are not followed."""
-        from hpcbridge.staging.remote import listing
-
         directory, name = posixpath.split(path)
         if await self.kind_of(directory) is not Kind.DIRECTORY:
             return None
-        entries = await listing.entries(await self.session.transfer(), f"{directory}/", hidden=True, exact=True)
-        return next((_stat(entry) for entry in entries if entry.name == name), None)
+        return next((_stat(entry) for entry in await self.entries(directory) if entry.name == name), None)
 
     @remote
     async def isdir_async(self, path: TransportPath) -> bool:
@@ -91,9 +88,11 @@ class Looking(Part):
 
     async def entries(self, path: str) -> list[FileEntry]:
         """The entries of a directory, hidden ones included. Raises OSError where it is none."""
+        from hpcbridge.staging.remote import listing
+
         await self.session.settle(path)
         # With a slash, so that a link to a directory is followed and a file is an error.
-        return await self.session.handle.ls(f"{path.rstrip('/')}/", hidden=True)
+        return await listing.entries(await self.session.transfer(), f"{path.rstrip('/')}/", hidden=True, exact=True)
 
     @remote
     async def listdir_async(self, path: TransportPath = ".", pattern: str | None = None) -> list[str]:
