@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import posixpath
+import re
 import secrets
 import tarfile
 import tempfile
@@ -37,10 +38,16 @@ if TYPE_CHECKING:
 
 FEW = 3
 """Files up to which one request each is no more than packing, fetching and removing an archive of them."""
+MOST = 500
+"""Files that one pattern names at most: it is part of a command line."""
+_SIMPLE = re.compile(r"[A-Za-z0-9_.+,=@%/-]+", re.ASCII)
+_SPECIAL = re.compile(r"[.+]")
 
 
 class Downloads(Looking):
     """Files and trees, from there to here."""
+
+    _fetched: dict[str, bytes]
 
     @remote
     async def get_async(
@@ -104,7 +111,9 @@ class Downloads(Looking):
             await self.session.handle.get(source, local, resume=False)
             return
         try:
-            data = await self.client.download(self.system, source)
+            data = await self._matching(source)
+            if data is None:
+                data = await self.client.download(self.system, source)
         except TooLarge:
             await self.session.handle.get(source, local, account=self.session.endpoint.account or None)
             return
@@ -112,6 +121,31 @@ class Downloads(Looking):
             await self._explain(source, error)
             raise
         await asyncio.to_thread(local.write_bytes, data)
+
+    async def _matching(self, source: str) -> bytes | None:
+        """The content of a file that a pattern has just matched with others: all of them are fetched as one archive."""
+        if source not in self._fetched and source in self._matched:
+            matched, self._matched = self._matched, {}
+            wanted = _listable(matched, self.session.limits.download)
+            if source in wanted and len(wanted) > FEW:
+                self._fetched = await self._pack_files(wanted)
+        return self._fetched.pop(source, None)
+
+    async def _pack_files(self, paths: Sequence[str]) -> dict[str, bytes]:
+        """The content of plain files by path; nothing where that is too much for a quick command."""
+        root = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+        names = {posixpath.relpath(path, root): path for path in paths}
+        pattern = "[.]/\\(" + "\\|".join(_SPECIAL.sub(r"[\g<0>]", name) for name in names) + "\\)"
+        archive = posixpath.join(root, f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
+        try:
+            await self.client.compress(self.system, posixpath.join(root, "."), archive, pattern=pattern)
+            data = await self.client.download(self.system, archive)
+        except (CommandTimeout, TooLarge, InvalidRequest, PermissionDenied):
+            return {}  # one by one, then
+        finally:
+            self.session.remove_later(archive)
+        content = await asyncio.to_thread(_contents, data)
+        return {names[name]: text for name, text in content.items() if name in names}
 
     async def _explain(self, path: str, error: HpcBridgeError) -> None:
         """Say of a refused download that it was one of a directory, where it was."""
@@ -202,6 +236,30 @@ class Downloads(Looking):
                 await asyncio.to_thread(_unpack_file, archive, local, posixpath.basename(source))
         finally:
             self.session.remove_later(path)
+
+
+def _listable(matched: dict[str, int], most: int) -> list[str]:
+    """Those of the matched files whose names a pattern can hold, as long as they fit into one download."""
+    wanted: list[str] = []
+    size = 0
+    for path, each in matched.items():
+        if not _SIMPLE.fullmatch(path) or len(wanted) == MOST:
+            continue
+        size += each + 1024
+        if size > most:
+            return []
+        wanted.append(path)
+    return wanted
+
+
+def _contents(data: bytes) -> dict[str, bytes]:
+    found = {}
+    with tarfile.open(fileobj=BytesIO(data), mode="r:gz") as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is not None:
+                found[posixpath.normpath(member.name)] = file.read()
+    return found
 
 
 def _unpack(data: bytes, local: Path, name: str) -> None:

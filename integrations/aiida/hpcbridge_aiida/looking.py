@@ -136,7 +136,7 @@ class Looking(Part):
         await self.session.settle(_before_magic(pattern))
         try:
             if has_magic(pattern):
-                return await self.session.handle.glob(pattern)
+                return await self._expand(pattern)
             if await self.stat(pattern, dereference=False) is not None:
                 return [pattern]
         except NotFound:
@@ -144,6 +144,14 @@ class Looking(Part):
         if ignore_nonexisting:
             return []
         raise OSError(f"Either the remote path {pathname} does not exist, or a matching file/folder not found.")
+
+    async def _expand(self, pattern: str) -> list[str]:
+        from hpcbridge.staging.remote import globs
+
+        found = await globs.expand(await self.session.transfer(), pattern)
+        # What was looked for together is fetched together: `downloads` packs it.
+        self._matched = {each.path: each.entry.size for each in found if each.entry and each.entry.is_file}
+        return [each.path for each in found]
 
     @remote
     async def whoami_async(self) -> str:

@@ -103,6 +103,8 @@ class HpcbridgeTransport(Uploads, Downloads, OnSite):
         self.coalesce = bool(kwargs.get("coalesce", True))
         self._session: Session | None = None
         self._touched: set[Parcel] = set()
+        self._matched: dict[str, int] = {}
+        self._fetched: dict[str, bytes] = {}
 
     def __str__(self) -> str:
         return f"{'OPEN' if self._is_open else 'CLOSED'} [HpcbridgeTransport {self.hostname}]"
