@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -266,6 +267,7 @@ async def _make(endpoint: Endpoint) -> Session:
     await hpc.__aenter__()
     http = hpc.client.session
     http.policy = replace(http.policy, patience=PATIENCE)
+    await asyncio.to_thread(http.prepare)
     name = await _system_name(hpc, endpoint)
     info = await hpc.client.system(name)
     return Session(
@@ -273,10 +275,28 @@ async def _make(endpoint: Endpoint) -> Session:
     )
 
 
+_USED = (
+    "hpcbridge.jobs.logs",
+    "hpcbridge.jobs.submit",
+    "hpcbridge.jobs.watch",
+    "hpcbridge.staging.chunked",
+    "hpcbridge.staging.cut_download",
+    "hpcbridge.staging.either",
+    "hpcbridge.staging.keyed_jobs",
+    "hpcbridge.staging.remote.globs",
+    "hpcbridge.staging.remote.operations",
+    "hpcbridge.staging.s3_download",
+    "hpcbridge.staging.s3_upload",
+    "hpcbridge_aiida.batch",
+    "hpcbridge_aiida.parcels",
+    "hpcbridge_aiida.watching",
+)
+
+
 def _prepare(endpoint: Endpoint) -> tuple[Hpc, Any]:
     """Read the configuration, and load in this thread what would otherwise hold up AiiDA's event loop later."""
-    import hpcbridge_aiida.parcels
-    import hpcbridge_aiida.watching  # noqa: F401
+    for module in _USED:
+        import_module(module)
     from hpcbridge.firecrest.rest import preload
     from hpcbridge.jobs.intents import state_directory
     from hpcbridge.staging.plan import Limits
