@@ -58,8 +58,9 @@ class Batch:
     @classmethod
     def start(cls, code: Any) -> Batch:
         """Hand it over."""
-        from aiida import engine, orm
         from aiida.plugins import WorkflowFactory
+
+        from aiida import engine, orm
 
         folder = orm.FolderData()
         folder.base.repository.put_object_from_bytes(b"nested\n", "a/nested.txt")
@@ -137,20 +138,30 @@ def test_stash_in_an_archive(daemon: AiidaProfile, batch: Batch) -> None:
 
 
 def test_remote_folders_are_browsed(daemon: AiidaProfile, batch: Batch) -> None:
-    """`verdi data remote ls|cat|show`, `verdi calcjob remotels|remotecat|outputls`."""
+    """`verdi data core.remote ls|cat`, `verdi calcjob remotecat|outputls`."""
     node = ended_well(batch.files, daemon)
     pk, folder = str(node.pk), str(node.outputs.remote_folder.pk)
-    assert "top.dat" in daemon.verdi("data", "remote", "ls", folder)
-    assert daemon.verdi("data", "remote", "cat", folder, "top.dat") == "top\n"
-    assert "d1" in daemon.verdi("calcjob", "remotels", pk, "out")
-    assert daemon.verdi("calcjob", "remotecat", pk, "top.dat") == "top\n"
-    assert "top.dat" in daemon.verdi("calcjob", "outputls", pk)
+    assert "top.dat" in daemon.verdi_here("data", "core.remote", "ls", folder).split()
+    assert "-rw" in daemon.verdi_here("data", "core.remote", "ls", "--long", folder)
+    assert daemon.verdi_here("data", "core.remote", "cat", folder, "top.dat") == "top\n"
+    assert daemon.verdi_here("calcjob", "remotecat", pk, "top.dat") == "top\n"
+    assert "top.dat" in daemon.verdi_here("calcjob", "outputls", pk).split()
 
 
 def test_remote_folders_are_cleaned(daemon: AiidaProfile, batch: Batch) -> None:
+    """By `verdi` in another process, while this one knows the folder."""
     node = ended_well(batch.add, daemon)
+    path = node.get_remote_workdir()
     with batch.code.computer.get_transport() as transport:
-        path = node.get_remote_workdir()
         assert transport.isdir(path)
-        daemon.verdi("calcjob", "cleanworkdir", "--force", str(node.pk))
-        assert not transport.path_exists(path) or transport.listdir(path) == []
+    daemon.verdi("calcjob", "cleanworkdir", "--force", str(node.pk))
+    with batch.code.computer.get_transport() as transport:
+        assert not transport.path_exists(path)
+
+
+def test_nothing_was_tried_twice(daemon: AiidaProfile, batches: dict[str, Batch]) -> None:
+    """No failure that the engine's back-off hid."""
+    for batch in batches.values():
+        for node in (batch.add, batch.chain, batch.files, batch.restarts, batch.copied, batch.packed):
+            ended_well(node, daemon)
+    assert not daemon.failures()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,9 +59,10 @@ class AiidaProfile:
 
     def create(self) -> None:
         """Make the profile as a user does, and load it into this process."""
-        self._verdi_here("presto", "--non-interactive", "--use-zeromq", "--profile-name", self.name)
-        from aiida import load_profile
+        self.verdi_here("presto", "--non-interactive", "--use-zeromq", "--profile-name", self.name)
         from aiida.manage import get_config
+
+        from aiida import load_profile
 
         config = get_config()
         for option, value in OPTIONS.items():
@@ -68,15 +70,18 @@ class AiidaProfile:
         config.store()
         load_profile(self.name, allow_switch=True)
 
-    def _verdi_here(self, *words: str) -> None:
-        """Run `verdi` in this process: the seconds that it takes to start are spent once."""
+    def verdi_here(self, *words: str) -> str:
+        """Run `verdi` in this process, which spares the seconds that it takes to start; returns what it printed."""
         from aiida.cmdline.commands.cmd_verdi import verdi
+        from click.testing import CliRunner
 
-        try:
-            verdi.main(list(words), prog_name="verdi", standalone_mode=False)
-        except SystemExit as end:
-            if end.code:
-                raise VerdiFailed(f"verdi {' '.join(words)} ended with {end.code}\n{self.log()}") from end
+        done = CliRunner().invoke(verdi, list(words), prog_name="verdi")
+        if done.exit_code:
+            trace = "".join(traceback.format_exception(*done.exc_info)) if done.exc_info else ""
+            raise VerdiFailed(
+                f"verdi {' '.join(words)} ended with {done.exit_code}:\n{done.output}\n{trace}\n{self.log()}"
+            )
+        return done.output
 
     def verdi(self, *words: str, check: bool = True, timeout: float = 120, stdin: str = "") -> str:
         """Run `verdi` and return what it printed; raises `VerdiFailed` when it ends badly."""
@@ -101,7 +106,7 @@ class AiidaProfile:
         temporary.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TMPDIR", str(temporary))
-            self._verdi_here("-p", self.name, "daemon", "start", str(workers))
+            self.verdi_here("-p", self.name, "daemon", "start", str(workers))
         wait_until(lambda: [*self.path.rglob("broker.sockets")] and self.workers(), 90, "the daemon's broker is ready")
 
     def stop(self) -> None:
@@ -136,6 +141,12 @@ class AiidaProfile:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not any(alive(pid) for pid in pids), 10, "the killed workers are gone")
+
+    def failures(self) -> list[str]:
+        """What the engine tried again after a while, and what it gave up."""
+        texts = (file.read_text(errors="replace") for file in self.path.rglob("aiida-*.log"))
+        marks = ("excepted, retrying after", "times consecutively")
+        return [line for text in texts for line in text.splitlines() if any(mark in line for mark in marks)]
 
     def log(self, lines: int = 60) -> str:
         """The end of what the daemon wrote."""
