@@ -52,7 +52,6 @@ def make_firecrest(label: str, process: SandboxProcess, user: str = "alice") -> 
         "billing_account": "",
         "max_io_allowed": 8,
         "checksum_check": False,
-        "safe_interval": 0,
     }
     return make_computer(label, "firecrest", "firecrest", f"/scratch/{user}/firecrest", **params)
 
