@@ -21,7 +21,7 @@ from support.aiida_computers import (
 )
 from support.aiida_profile import AiidaProfile
 from support.aiida_sides import Side, open_side
-from support.sandbox import SandboxProcess
+from support.sandbox import SandboxProcess, start_sandbox
 
 HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
 PROFILE = AiidaProfile(HOME)
@@ -55,6 +55,19 @@ def profile() -> Iterator[AiidaProfile]:
 def credential(local_queue: SandboxProcess) -> Path:
     """Where alice's secret is, outside of every database."""
     return credential_file(local_queue, HOME / "alice.toml")
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Iterator[SandboxProcess]:
+    """A sandbox that serves one test at a time."""
+    with start_sandbox("--accounting-lag", "1", "--user", "alice") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def quiet_secret(quiet: SandboxProcess) -> Path:
+    """Where its alice's secret is."""
+    return credential_file(quiet, HOME / "quiet.toml")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,9 @@ import pytest
 from support.aiida_computers import installed_code, make_firecrest, make_ours
 from support.aiida_profile import AiidaProfile
 from support.aiida_runs import Meter, add
-from support.sandbox import SandboxProcess, start_sandbox
+from support.sandbox import SandboxProcess
 
 COALESCED, WRITE_THROUGH, COMPUTER_TEST = 8, 11, 12
-
-
-@pytest.fixture(scope="module")
-def quiet() -> Iterator[SandboxProcess]:
-    """A sandbox that nobody else asks anything."""
-    with start_sandbox("--accounting-lag", "1", "--user", "alice") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def secret(quiet: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from support.aiida_computers import credential_file
-
-    return credential_file(quiet, tmp_path_factory.mktemp("secret") / "alice.toml")
 
 
 def measure(daemon: AiidaProfile, process: SandboxProcess, code: Any, title: str) -> int:
@@ -41,27 +26,27 @@ def measure(daemon: AiidaProfile, process: SandboxProcess, code: Any, title: str
     return meter.total
 
 
-def test_one_add(daemon: AiidaProfile, quiet: SandboxProcess, secret: Path) -> None:
-    code = installed_code(make_ours("meter", quiet, secret), "bash-meter")
+def test_one_add(daemon: AiidaProfile, quiet: SandboxProcess, quiet_secret: Path) -> None:
+    code = installed_code(make_ours("meter", quiet, quiet_secret), "bash-meter")
     assert measure(daemon, quiet, code, "hpcbridge") <= COALESCED
 
 
-def test_one_add_write_through(daemon: AiidaProfile, quiet: SandboxProcess, secret: Path) -> None:
+def test_one_add_write_through(daemon: AiidaProfile, quiet: SandboxProcess, quiet_secret: Path) -> None:
     workdir = "/scratch/{username}/through"
-    code = installed_code(make_ours("through", quiet, secret, workdir, coalesce=False), "bash-through")
+    code = installed_code(make_ours("through", quiet, quiet_secret, workdir, coalesce=False), "bash-through")
     assert measure(daemon, quiet, code, "hpcbridge, write-through") <= WRITE_THROUGH
 
 
-def test_beside_aiida_firecrest(daemon: AiidaProfile, quiet: SandboxProcess, secret: Path) -> None:
+def test_beside_aiida_firecrest(daemon: AiidaProfile, quiet: SandboxProcess, quiet_secret: Path) -> None:
     """The same from the same sandbox, with the other plugin."""
     pytest.importorskip("aiida_firecrest")
     theirs = measure(daemon, quiet, installed_code(make_firecrest("theirs", quiet), "bash-theirs"), "aiida-firecrest")
     assert theirs > WRITE_THROUGH
 
 
-def test_computer_test(daemon: AiidaProfile, quiet: SandboxProcess, secret: Path) -> None:
+def test_computer_test(daemon: AiidaProfile, quiet: SandboxProcess, quiet_secret: Path) -> None:
     """In a process of its own, as users run it: nothing is known from before."""
-    computer = make_ours("tested", quiet, secret, "/scratch/{username}/tested")
+    computer = make_ours("tested", quiet, quiet_secret, "/scratch/{username}/tested")
     quiet.delete("/requests")
     said = daemon.verdi("computer", "test", "--print-traceback", computer.label)
     counts = quiet.get("/requests")["counts"]

@@ -147,11 +147,8 @@ class TestOddNames:
         assert (side.local / "back").read_text() == "text"
         assert tree(side.there()) == {}
 
-    def test_a_tree_there_and_back(self, request: pytest.FixtureRequest, side: Side, name: str) -> None:
+    def test_a_tree_there_and_back(self, side: Side, name: str) -> None:
         """In an archive any name can travel."""
-        if side.plugin != "core.local" and set(name) & set('"\n\t\\'):
-            reason = "names that `ls` quotes are taken for names: FileNotFoundError"
-            request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
         source = side.local / "d" / name
         source.mkdir(parents=True)
         (source / name).write_text("text")

@@ -18,7 +18,8 @@ class PlannedJob(CalcJob):
     """A shell script, and everything that a plan asks of the engine for it.
 
     `plan` may hold `copy` and `symlink` (lists of [path below the parent's folder, path here]), `retrieve` and
-    `temporary` (as `retrieve_list` has them). What the parser got to see is the output `seen`.
+    `temporary` (as `retrieve_list` has them), and `must`: files without which the parser is not content. What the
+    parser got to see is the output `seen`.
     """
 
     @classmethod
@@ -31,6 +32,7 @@ class PlannedJob(CalcJob):
         spec.input("file", valid_type=orm.SinglefileData, required=False)
         spec.input("parent", valid_type=orm.RemoteData, required=False)
         spec.output("seen", valid_type=orm.Dict)
+        spec.exit_code(300, "ERROR_MISSING", message="files are missing: {names}")
         spec.inputs["metadata"]["options"]["resources"].default = lambda: {"num_machines": 1}
 
     def prepare_for_submission(self, folder: Folder) -> CalcInfo:
@@ -73,6 +75,10 @@ class PlannedJob(CalcJob):
             str(path.relative_to(temporary)): path.read_text() for path in temporary.rglob("*") if path.is_file()
         }
         self.out("seen", orm.Dict({"retrieved": kept, "temporary": passing}).store())
+        missing = set(self.inputs.plan.get("must", [])) - set(kept) if "plan" in self.inputs else set()
+        if missing and not self.node.exit_status:
+            return self.exit_codes.ERROR_MISSING.format(names=", ".join(sorted(missing)))
+        return None
 
 
 def _entry(item: Any) -> Any:
