@@ -27,6 +27,7 @@ class Part(AsyncTransport):
     _is_open: bool
     _touched: set[Parcel]
     _matched: dict[str, int]
+    _missing: dict[str, list[float]]
     coalesce: bool
 
     @property

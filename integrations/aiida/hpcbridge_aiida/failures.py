@@ -21,7 +21,7 @@ _ERRNO: tuple[tuple[type[errors.HpcBridgeError], int], ...] = (
     (errors.IsDirectory, errno.EISDIR),
     (errors.TooLarge, errno.EFBIG),
     (errors.CommandTimeout, errno.ETIMEDOUT),
-    (errors.Unavailable, errno.EAGAIN),
+    (errors.Unavailable, errno.EHOSTDOWN),
     (errors.InvalidRequest, errno.EINVAL),
     (errors.AuthenticationError, errno.EACCES),
 )

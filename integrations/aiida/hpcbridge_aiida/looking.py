@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 import stat
+import time
 from typing import TYPE_CHECKING, Any
 
 from aiida.transports.transport import TransportPath, has_magic
@@ -71,11 +72,20 @@ class Looking(Part):
 
     @remote
     async def path_exists_async(self, path: TransportPath) -> bool:
-        """Whether there is anything at `path`; of a directory that was there within minutes it is taken for granted."""
+        """Whether there is anything at `path`.
+
+        Every upload asks this of the computer's work directory: where that was there within minutes, it is not asked
+        for again.
+        """
         where = absolute(path)
-        if self.session.parcel_of(where) is None and self.session.is_trusted(where):
+        if self.session.parcel_of(where) is None and self.session.is_work_root(where):
             return True
-        return await self.kind_of(where) is not Kind.ABSENT
+        kind = await self.kind_of(where)
+        if kind is Kind.ABSENT:
+            self._missing.setdefault(where, []).append(time.monotonic())
+        elif kind is Kind.DIRECTORY:
+            self.session.asked(where)
+        return kind is not Kind.ABSENT
 
     @remote
     async def get_attribute_async(self, path: TransportPath) -> FileAttribute:

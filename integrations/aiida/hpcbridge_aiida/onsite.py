@@ -13,10 +13,10 @@ from aiida.transports.transport import TransportPath, has_magic
 
 from hpcbridge.errors import NotFound
 from hpcbridge_aiida.failures import plain, remote
-from hpcbridge_aiida.looking import Looking
 from hpcbridge_aiida.owned import Kind
 from hpcbridge_aiida.paths import absolute, carried, is_within
 from hpcbridge_aiida.spool import Operation
+from hpcbridge_aiida.uploads import Uploads
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FileStat
@@ -34,7 +34,7 @@ class BatchCommand(str):
     __slots__ = ()
 
 
-class OnSite(Looking):
+class OnSite(Uploads):
     """What changes files without moving them between here and there."""
 
     # -- copies and links --------------------------------------------------------------------------------------------
@@ -83,6 +83,7 @@ class OnSite(Looking):
     async def _copy_all(
         self, found: dict[str, Kind], target: str, *, dereference: bool, recursive: bool, preserve: bool
     ) -> None:
+        await self._own_new(posixpath.dirname(target))
         into = await self.kind_of(target)
         if len(found) > 1 and into is not Kind.DIRECTORY:
             raise OSError("Can't copy more than one file to a path that is not a directory")

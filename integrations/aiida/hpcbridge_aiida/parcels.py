@@ -185,7 +185,7 @@ class Delivery:
             await self._operate([each for parcel in parcels for each in parcel.spool.record.operations])
             for parcel in parcels:
                 await asyncio.to_thread(parcel.spool.sent)
-        self._session.have_been_made([parcel.root for parcel in parcels])
+        self._session.have_been_made([posixpath.dirname(parcel.root) for parcel in parcels])
 
     async def _operate(self, operations: Sequence[Operation]) -> None:
         if not operations:
@@ -206,6 +206,7 @@ class Delivery:
             # Somebody has removed the work directory of the computer since we looked.
             session.forget(base)
             await session.client.mkdir(session.system, base, parents=True)
+            session.have_been_made([base])
             await session.client.upload(session.system, base, name, archive)
         try:
             await session.client.extract(session.system, path, base, compression="gzip")

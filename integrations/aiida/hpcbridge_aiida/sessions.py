@@ -67,6 +67,8 @@ class Session:
         self.watch = Watch(self)
         self._directory = state_directory() / "aiida" / "spool"
         self._seen: dict[str, float] = {}
+        self._asked: set[str] = set()
+        self._roots: set[str] = set()
         self._assumed: set[str] = set()
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -102,20 +104,43 @@ class Session:
         seen = self._seen.get(directory)
         return seen is not None and time.monotonic() - seen < DIRECTORY_TRUST
 
-    def trusted_above(self, path: str) -> str | None:
-        """The deepest directory above `path` that was there a moment ago."""
-        return next((each for each in lineage(path) if each != path and self.is_trusted(each)), None)
+    def asked(self, directory: str) -> None:
+        """Somebody has asked whether `directory` is there: it may be a computer's work directory."""
+        self._asked.add(directory)
+
+    def is_work_root(self, directory: str) -> bool:
+        """Whether it was there a moment ago, and calculations are uploaded to new directories in it."""
+        return directory in self._roots and self.is_trusted(directory)
+
+    def base_for(self, path: str) -> str | None:
+        """Where an archive for the new directory `path` is put, and unpacked from.
+
+        The computer's work directory, so that those of several calculations are one; else the deepest directory above
+        that was there a moment ago; None where there is none.
+        """
+        trusted = [each for each in lineage(path) if each != path and self.is_trusted(each)]
+        root = next((each for each in trusted if each in self._asked), None)
+        if root is not None:
+            self._roots.add(root)
+            return root
+        return trusted[0] if trusted else None
 
     def forget(self, path: str) -> None:
         """`path` and what is below has changed in a way that we do not follow."""
         for each in [each for each in self._seen if is_within(each, path)]:
             del self._seen[each]
+        self._asked = {each for each in self._asked if not is_within(each, path)}
+        self._roots = {each for each in self._roots if not is_within(each, path)}
         for each in [each for each in self.scripts if is_within(each, path)]:
             del self.scripts[each]
 
     def assume(self, directory: str) -> None:
         """It shall exist; it will be made with what is put into it, or when somebody looks."""
         self._assumed.add(directory)
+
+    def no_longer_assumed(self, directory: str) -> None:
+        """It will be made in another way."""
+        self._assumed.discard(directory)
 
     def is_assumed(self, directory: str) -> bool:
         """Whether it shall exist and was not made yet."""

@@ -20,7 +20,6 @@ from hpcbridge_aiida.failures import remote
 from hpcbridge_aiida.onsite import NO_SHELL, OnSite
 from hpcbridge_aiida.references import Endpoint
 from hpcbridge_aiida.sessions import Session, open_session
-from hpcbridge_aiida.uploads import Uploads
 
 if TYPE_CHECKING:
     from hpcbridge_aiida.parcels import Parcel
@@ -44,7 +43,7 @@ def _optional(prompt: str, help_: str) -> dict[str, Any]:
     return {"type": str, "default": "", "prompt": prompt, "help": help_, "non_interactive_default": True}
 
 
-class HpcbridgeTransport(Uploads, Downloads, OnSite):
+class HpcbridgeTransport(OnSite, Downloads):
     """Files of a cluster behind a FirecREST API, without SSH."""
 
     _common_auth_options: list[Any] = []  # noqa: RUF012 (AiiDA's own declaration)
@@ -104,6 +103,7 @@ class HpcbridgeTransport(Uploads, Downloads, OnSite):
         self._session: Session | None = None
         self._touched: set[Parcel] = set()
         self._matched: dict[str, int] = {}
+        self._missing: dict[str, list[float]] = {}
         self._fetched: dict[str, bytes] = {}
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import glob
 import os
 import posixpath
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,15 @@ from hpcbridge_aiida.failures import remote
 from hpcbridge_aiida.looking import Looking
 from hpcbridge_aiida.owned import Kind
 from hpcbridge_aiida.paths import absolute
+from hpcbridge_aiida.spool import Operation
 
 if TYPE_CHECKING:
     from hpcbridge_aiida.parcels import Parcel
 
 SCRIPT_MAX = 1_000_000
 """Bytes up to which a file that looks like a batch script is remembered until it is submitted."""
+SEEN_MISSING = 30.0
+"""Seconds for which a directory that was missing may be made by somebody else without that being an error."""
 
 
 class Uploads(Looking):
@@ -62,15 +66,28 @@ class Uploads(Looking):
             check_path(path, self.system)
             session.assume(path)
             return
-        if not ignore_existing and await self.kind_of(path) is not Kind.ABSENT:
-            raise FileExistsError(f"{path} already exists on {self.system}")
-        if self.coalesce:
-            await self._own(path, made=False)
-            return
+        if not ignore_existing:
+            seen_missing = self._saw_missing(path)
+            kind = await self.kind_of(path)
+            if kind is Kind.DIRECTORY and seen_missing:
+                return
+            if kind is not Kind.ABSENT:
+                raise FileExistsError(f"{path} already exists on {self.system}")
+            session.asked(path)
         await self.client.mkdir(self.system, path, parents=True)
         session.have_been_made([path])
-        if not ignore_existing:
-            await self._own(path, made=True)
+
+    def _saw_missing(self, path: str) -> bool:
+        """Whether `path_exists` has said a moment ago, and for this very call, that `path` is missing.
+
+        Calculations that are uploaded side by side all find the work directory of a new computer missing, and all make
+        it: one of them does, and for the others it is as they want it.
+        """
+        moments = self._missing.get(path)
+        if not moments:
+            return False
+        moment = moments.pop(0)
+        return time.monotonic() - moment < SEEN_MISSING
 
     @remote
     async def mkdir_async(self, path: TransportPath, ignore_existing: bool = False) -> None:
@@ -102,15 +119,31 @@ class Uploads(Looking):
         return await self.kind_of(path)
 
     async def _make_now(self, path: str, *, ignore_existing: bool) -> None:
-        await self.session.settle(posixpath.dirname(path))
+        above = posixpath.dirname(path)
+        await self.session.settle(above)
         try:
             await self.client.mkdir(self.system, path, parents=False)
         except AlreadyExists:
             if ignore_existing and await self.kind_of(path) is Kind.DIRECTORY:
                 return
             raise
+        except PathNotFound:
+            if not self.session.is_trusted(above):
+                raise
+            # Somebody has removed the computer's work directory since we looked.
+            self.session.forget(above)
+            await self.client.mkdir(self.system, path, parents=True)
         self.session.have_been_made([path])
         await self._own(path, made=True)
+
+    async def _own_new(self, directory: str) -> None:
+        """Where `directory` was asked for and is not there: have it made by the job that copies into it."""
+        session = self.session
+        if not (self.coalesce and session.is_assumed(directory)) or await self._peek(directory) is not Kind.ABSENT:
+            return
+        await self._own(directory, made=True)
+        session.no_longer_assumed(directory)
+        await session.parcels[directory].operation(Operation("mkdir", "", "", directory), Kind.DIRECTORY)
 
     async def _own(self, path: str, *, made: bool) -> None:
         """`path` did not exist, and is ours; it has been `made` already, or is to be."""
@@ -118,15 +151,16 @@ class Uploads(Looking):
 
         session = self.session
         check_path(path, self.system)
-        base = session.trusted_above(path)
-        if base is None or not self.coalesce:
+        base = session.base_for(path)
+        if base is None:
             # Nothing above it is known to exist: an archive could be put nowhere.
             base = posixpath.dirname(path)
             if not made:
                 await self.client.mkdir(self.system, base, parents=True)
                 session.have_been_made([base])
-        parcel = Parcel(session, path, base)
-        session.parcels[path] = parcel
+        if path in session.parcels:
+            raise FileExistsError(f"{path} is being made already on {self.system}")
+        parcel = session.parcels[path] = Parcel(session, path, base)
         self._touched.add(parcel)
         if not made:
             await parcel.directory(path)
@@ -285,7 +319,9 @@ class Uploads(Looking):
     async def _merge(self, local: Path, target: str, kind: Kind, *, dereference: bool) -> None:
         """A tree into a directory that is not of our own making (or not yet there)."""
         if kind is Kind.ABSENT:
-            await self.makedirs_async(target)
+            if not self.coalesce:
+                await self.client.mkdir(self.system, target, parents=True)
+            await self._own(target, made=not self.coalesce)
             parcel = self.session.parcel_of(target)
             assert parcel is not None
             await self._fill(parcel, local, target, dereference=dereference)
