@@ -19,8 +19,8 @@ GITLAB := $(ENVS)/gitlab/bin
 # One host each: the extras that its environment installs.
 EXTRAS_core    := sandbox,test
 EXTRAS_airflow := airflow,sandbox,test
-EXTRAS_aiida   := aiida,sandbox,test
-EXTRAS_jupyterhub := jupyterhub,jupyterhub-test,sandbox,test
+EXTRAS_aiida   := aiida,test-aiida,sandbox,test
+EXTRAS_jupyterhub := jupyterhub,test-jupyterhub,sandbox,test
 EXTRAS_reframe := reframe,sandbox,test
 EXTRAS_gitlab  := gitlab,sandbox,test
 ADAPTERS := airflow aiida jupyterhub reframe gitlab

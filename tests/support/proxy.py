@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-MODES = ("lost", "408", "424", "500", "503", "undelivered", "late", "hold")
+MODES = ("lost", "408", "424", "500", "503", "undelivered", "late", "hold", "stuck")
 """What can happen to a request.
 
 lost: delivered, the connection is cut instead of an answer. A number: delivered, and that status is answered.
+stuck: held before the server hears of it, and cut at `release`.
 undelivered: the connection is cut before the server hears of it. late: the connection is cut at once, and the request
 delivered `late_by` seconds after. hold: delivered, and the answer waits for `release`.
 """
@@ -61,7 +62,7 @@ class Proxy:
     def _draw(self, request: bytes) -> str:
         method, target = request.split(b" ", 2)[:2]
         path = target.decode().partition("?")[0].removeprefix(self._prefix)
-        if method.decode() != self.method or not fnmatch.fnmatch(path, self.path):
+        if self.method not in ("*", method.decode()) or not fnmatch.fnmatch(path, self.path):
             return ""
         draw, fate = self._random.random(), "passed"
         for mode, rate in self.rates.items():
@@ -74,6 +75,10 @@ class Proxy:
 
     async def _answer(self, request: bytes, fate: str, writer: asyncio.StreamWriter) -> None:
         if fate == "undelivered":
+            return
+        if fate == "stuck":
+            self.arrived.set()
+            await self.release.wait()
             return
         if fate == "late":
             task = asyncio.create_task(self._deliver_late(request))

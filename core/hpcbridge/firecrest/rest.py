@@ -19,6 +19,11 @@ _ONCE = frozenset({"attach_to_job"})
 """Methods that must not be repeated blindly."""
 
 
+def preload() -> None:
+    """Import pyfirecrest now: half a second that an event loop would otherwise stand still at the first call."""
+    import firecrest.v2  # noqa: F401
+
+
 class Rest:
     """Calls methods of pyfirecrest's AsyncFirecrest by name; imports it on first use."""
 

@@ -212,6 +212,15 @@ class HttpSession:
         """A plain client for presigned URLs: the site's TLS and proxy, but no token, no limiter and no retries."""
         return self._client("storage")
 
+    def prepare(self) -> None:
+        """Make the clients now, in a thread of the caller's.
+
+        Reading the authorities' certificates takes a tenth of a second each time, for which an event loop would stand
+        still at its first request.
+        """
+        for kind in ("pooled", "fresh", "storage"):
+            self._client(kind)
+
     async def aclose(self) -> None:
         """Close every connection; the session can be used again afterwards."""
         clients, self._clients = list(self._clients.values()), {}

@@ -118,7 +118,7 @@ class FileIntentStore:
     @contextlib.asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
         """Wait until no other process on this file system submits under `key`. A killed process lets go of it."""
-        self._prepare()
+        await asyncio.to_thread(self._prepare)
         path = self._path(key, ".lock")
         held = try_lock(path)
         while held is None:

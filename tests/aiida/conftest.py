@@ -1,0 +1,109 @@
+"""A throwaway AiiDA with its daemon, the computers it knows, and one transport contract for all of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.aiida_computers import (
+    TRANSPORT,
+    auth_params,
+    credential_file,
+    installed_code,
+    make_local,
+    make_ours,
+)
+from support.aiida_profile import AiidaProfile
+from support.aiida_sides import Side, open_side
+from support.sandbox import SandboxProcess, start_sandbox
+
+HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
+PROFILE = AiidaProfile(HOME)
+# Read when aiida is first imported, which no module above does: the user's own profiles stay out of this.
+os.environ.update(PROFILE.env)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failed test shows what AiiDA's daemon said."""
+    report = yield
+    daemon = getattr(item, "funcargs", {}).get("daemon")
+    if report.failed and isinstance(daemon, AiidaProfile):
+        report.sections.append(("AiiDA's daemon", daemon.log()))
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def profile() -> Iterator[AiidaProfile]:
+    """A profile, loaded into this process too; nothing works for it yet (`daemon` does)."""
+    PROFILE.create()
+    yield PROFILE
+    PROFILE.stop()
+
+
+@pytest.fixture(scope="session")
+def credential(local_queue: SandboxProcess) -> Path:
+    """Where alice's secret is, outside of every database."""
+    return credential_file(local_queue, HOME / "alice.toml")
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Iterator[SandboxProcess]:
+    """A sandbox that serves one test at a time."""
+    with start_sandbox("--accounting-lag", "1", "--user", "alice") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def quiet_secret(quiet: SandboxProcess) -> Path:
+    """Where its alice's secret is."""
+    return credential_file(quiet, HOME / "quiet.toml")
+
+
+@pytest.fixture(scope="session")
+def daemon(profile: AiidaProfile) -> AiidaProfile:
+    """The same profile, with its daemon running."""
+    profile.start()
+    return profile
+
+
+@pytest.fixture(scope="session")
+def ours(profile: AiidaProfile, local_queue: SandboxProcess, credential: Path) -> Any:
+    """Bash on the sandbox's local queue, by our plugins."""
+    return installed_code(make_ours("ours", local_queue, credential), "bash-ours")
+
+
+@pytest.fixture(scope="session")
+def native(profile: AiidaProfile) -> Any:
+    """Bash on this machine, by aiida-core's plugins."""
+    return installed_code(make_local("native", HOME / "native"), "bash-native")
+
+
+@pytest.fixture(params=["core.local", pytest.param(TRANSPORT, id="ours")])
+def side(request: pytest.FixtureRequest, profile: AiidaProfile, tmp_path: Path) -> Iterator[Side]:
+    """The contract's subject: each transport in turn, with a directory of the test's own on either side."""
+    local = tmp_path / "here"
+    local.mkdir()
+    plugin: str = request.param
+    if plugin == "core.local":
+        remote = tmp_path / "there"
+        remote.mkdir()
+        options = {"machine": "localhost", "safe_interval": 0, "use_login_shell": False}
+        with open_side(plugin, options, str(remote), remote, local) as opened:
+            yield opened
+        return
+    process: SandboxProcess = request.getfixturevalue("sandbox")
+    options = {"machine": process.system, **auth_params(process, request.getfixturevalue("credential"))}
+    scratch = process.host_path("/scratch/alice")
+    with open_side(plugin, options, "/scratch/alice", scratch, local, scratch.stat().st_uid) as opened:
+        yield opened
