@@ -170,8 +170,7 @@ class ManyFiles(rfm.RunOnlyRegressionTest):
     valid_systems = ["*"]
     valid_prog_environs = ["*"]
     sourcesdir = None
-    executable = "bash"
-    executable_opts = ["-c", '"for i in $(seq 30); do echo $i > part.$i; done; echo odd > \'a b [c] *.txt\'"']
+    executable = "for i in $(seq 30); do echo $i > part.$i; done; echo odd > 'a b [c] *.txt'; true"
 
     @sanity_function
     def all_there(self):

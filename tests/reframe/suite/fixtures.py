@@ -35,7 +35,7 @@ class BuiltOnce(rfm.CompileOnlyRegressionTest):
 
 
 class BuiltOnceHere(rfm.CompileOnlyRegressionTest):
-    """Partition scope, built where ReFrame runs: no job brings it to the cluster."""
+    """Environment scope, built where ReFrame runs: no job brings it to the cluster."""
 
     sourcesdir = "src"
     build_system = "Make"
@@ -43,6 +43,16 @@ class BuiltOnceHere(rfm.CompileOnlyRegressionTest):
     @sanity_function
     def there(self):
         return sn.path_isfile(os.path.join(self.stagedir, "hello"))
+
+
+class Prepared(rfm.RunOnlyRegressionTest):
+    """Partition scope, run where ReFrame runs."""
+
+    sourcesdir = None
+    local = True
+    executable = "echo"
+    executable_opts = ["prepared", ">", "prepared.txt"]
+    sanity_patterns = sn.assert_true(1)
 
 
 class OfTheTest(rfm.RunOnlyRegressionTest):
@@ -64,7 +74,8 @@ class UsesFixtures(rfm.RunOnlyRegressionTest):
     who = parameter(["one", "two", "three"])
     fetched = fixture(Fetched, scope="session")
     built = fixture(BuiltOnce, scope="environment")
-    here = fixture(BuiltOnceHere, scope="partition")
+    here = fixture(BuiltOnceHere, scope="environment")
+    prepared = fixture(Prepared, scope="partition")
     mine = fixture(OfTheTest, scope="test")
 
     @run_after("setup")
@@ -73,6 +84,7 @@ class UsesFixtures(rfm.RunOnlyRegressionTest):
         self.executable_opts = [self.who]
         self.prerun_cmds = [
             f"cat {self.fetched.stagedir}/fetched.txt {self.mine.stagedir}/mine.txt",
+            f"cat {self.prepared.stagedir}/prepared.txt",
             f"{self.here.stagedir}/hello prerun-{self.who}",
         ]
 
@@ -80,7 +92,7 @@ class UsesFixtures(rfm.RunOnlyRegressionTest):
     def all_spoke(self):
         return sn.all(
             [
-                sn.assert_found(r"^content\nmine$", self.stdout),
+                sn.assert_found(r"^content\nmine\nprepared$", self.stdout),
                 sn.assert_found(rf"^hello from prerun-{self.who}, 1", self.stdout),
                 sn.assert_found(rf"^hello from {self.who}, 1", self.stdout),
             ]
