@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 SUITE = Path(__file__).parents[1] / "reframe" / "suite"
 SCALE = Path(__file__).parents[1] / "reframe" / "scale"
@@ -43,7 +43,7 @@ site_configuration = {{
                 {{
                     "type": "file",
                     "name": "reframe.log",
-                    "level": "debug2",
+                    "level": {level!r},
                     "format": "[%(asctime)s] %(levelname)s: %(check_info)s: %(message)s",
                     "append": False,
                 }}
@@ -62,6 +62,7 @@ def configuration(
     access: Sequence[str] = (),
     general: Mapping[str, Any] | None = None,
     imports: str = "import hpcbridge_reframe",
+    level: str = "debug",
 ) -> str:
     """The text of a site configuration with one partition."""
     return CONFIGURATION.format(
@@ -71,6 +72,7 @@ def configuration(
         access=list(access),
         general={"resolve_module_conflicts": False, **(general or {})},
         imports=imports,
+        level=level,
     )
 
 
@@ -123,21 +125,58 @@ def environment(client: Mapping[str, str], folder: Path) -> dict[str, str]:
     return env | dict(client) | {"HPCBRIDGE_STATE_DIR": str(folder / "state"), "RFM_SAVE_LOG_FILES": "n"}
 
 
+class Running:
+    """A run in the background; a test that fails leaves none behind (`end_all`)."""
+
+    all: ClassVar[list[Running]] = []
+
+    def __init__(
+        self, folder: Path, suite: Path, client: Mapping[str, str], *arguments: str, policy: str = "async"
+    ) -> None:
+        self.folder = folder
+        self._report = folder / "report.json"
+        self._report.unlink(missing_ok=True)
+        self._output = folder / "output.txt"
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                command(folder, suite, *arguments, policy=policy),
+                cwd=folder,
+                env=environment(client, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+        self.all.append(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End those that still run."""
+        for each in cls.all:
+            if each.process.poll() is None:
+                each.process.kill()
+                each.process.wait()
+        cls.all.clear()
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return self._output.read_text(errors="replace")
+
+    def end(self, timeout: float = 280) -> Outcome:
+        """Wait for it and read its report."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"ReFrame did not end in {timeout:.0f} s:\n{self.output[-3000:]}") from None
+        data = json.loads(self._report.read_text()) if self._report.exists() else {}
+        return Outcome(code, self.output, data, self.folder)
+
+
 def run(
     folder: Path, suite: Path, client: Mapping[str, str], *arguments: str, policy: str = "async", timeout: float = 280
 ) -> Outcome:
     """Run a suite and read its report."""
-    report = folder / "report.json"
-    report.unlink(missing_ok=True)
-    done = subprocess.run(
-        command(folder, suite, *arguments, policy=policy),
-        cwd=folder,
-        env=environment(client, folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    data = json.loads(report.read_text()) if report.exists() else {}
-    return Outcome(done.returncode, done.stdout, data, folder)
+    return Running(folder, suite, client, *arguments, policy=policy).end(timeout)

@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import contextlib
 import hashlib
+import os
 import posixpath
 import re
 import shutil
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SCRATCH = ".hpcbridge-reframe-"
+"""How the hidden directory beside the stage directories begins; the process's id follows."""
 ENOUGH = 60.0
 """Seconds for which the end of the run waits for cancelled jobs and for the clean-up."""
 
@@ -229,8 +232,12 @@ class Session:
 
     def _make_scratch(self) -> Path:
         if self._scratch is None:
-            Path(self.stage).mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(tempfile.mkdtemp(prefix=".hpcbridge-", dir=self.stage))
+            stage = Path(self.stage)
+            stage.mkdir(parents=True, exist_ok=True)
+            for left in stage.glob(f"{SCRATCH}*"):  # by a run that was killed
+                if not Path("/proc", left.name.removeprefix(SCRATCH).partition("-")[0]).exists():
+                    shutil.rmtree(left, ignore_errors=True)
+            self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=stage))
         return self._scratch
 
     async def directory(self, local: str) -> StageDirectory:
@@ -280,6 +287,7 @@ class Session:
         shipped = mirror.shipping.shipped
         sent = f"{shipped.blobs} file contents in {shipped.archives} archives, {shipped.bytes} bytes"
         getlogger().debug(f"[S] firecrest: shipped {sent}")
+        await mirror.shipping.tidy()
         used = {each.remote: each for each in self._directories.values() if each.layouts or each.known}
         if not self.options.cleanup or not used:
             return

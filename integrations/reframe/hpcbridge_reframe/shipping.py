@@ -63,6 +63,8 @@ class Shipping:
         self.account = account
         self.scratch = scratch
         self.shipped = Shipped()
+        self._archive = f".hpcbridge-ship-{secrets.token_hex(8)}.tar.gz"
+        self._is_there = False
         self._known: set[str] | None = None
         self._orders: list[_Order] = []
         self._working: asyncio.Task[None] | None = None
@@ -143,18 +145,21 @@ class Shipping:
     async def _unpacked_there(self, contents: Mapping[str, Content], files: Mapping[str, bytes]) -> bool:
         """By one upload that the login node unpacks; False when that takes longer than it allows."""
         data = await asyncio.to_thread(_archive, contents, files)
-        name = f".hpcbridge-ship-{secrets.token_hex(8)}.tar.gz"
-        path, client = posixpath.join(self.base, name), self.system.client
-        await client.upload(self.system.name, self.base, name, data, patience=PATIENCE)
+        client, path = self.system.client, posixpath.join(self.base, self._archive)
+        self._is_there = True
+        await client.upload(self.system.name, self.base, self._archive, data, patience=PATIENCE)
         try:
             await client.extract(self.system.name, path, self.base, patience=PATIENCE)
         except (CommandTimeout, TooLarge, AmbiguousOutcome, ServerError):
             return False
-        finally:
-            with suppress(HpcBridgeError):
-                await client.rm(self.system.name, path)
         self.shipped.bytes += len(data)
         return True
+
+    async def tidy(self) -> None:
+        """Remove the last archive; each has taken the place of the one before."""
+        if self._is_there:
+            with suppress(HpcBridgeError):
+                await self.system.client.rm(self.system.name, posixpath.join(self.base, self._archive))
 
     async def _put(self, contents: Mapping[str, Content], files: Mapping[str, bytes]) -> None:
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ship-", dir=self.scratch))
