@@ -146,5 +146,3 @@ def test_waiting_in_the_queue_for_too_long(queue: SandboxProcess, folder: Path) 
     with queue.client() as client:
         rows = client.get(f"/compute/{queue.system}/jobs").json()["jobs"]
     assert not [row for row in rows if row["status"]["state"] == "PENDING"]
-
-

@@ -169,6 +169,8 @@ class _Arrival:
         """Put one file into its place, with the paths of this side in it."""
         source = self.folder / path
         if not source.exists():
+            if entry.size:
+                raise OSError(f"{path} was listed on the cluster, and did not come")
             source.parent.mkdir(parents=True, exist_ok=True)
             source.touch()
         size = source.stat().st_size

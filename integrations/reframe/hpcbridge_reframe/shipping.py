@@ -20,7 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import AmbiguousOutcome, CommandTimeout, HpcBridgeError, PathNotFound, ServerError, TooLarge
+from hpcbridge.errors import (
+    AmbiguousOutcome,
+    CommandTimeout,
+    HpcBridgeError,
+    PathNotFound,
+    ServerError,
+    TooLarge,
+    TransferError,
+)
 from hpcbridge_reframe.tree import Content, blob_path
 
 if TYPE_CHECKING:
@@ -120,12 +128,14 @@ class Shipping:
         if not contents and not files:
             return
         info = await self.system.info()
-        size = sum(each.size for each in contents.values()) + sum(map(len, files.values()))
-        # A tar file has a block and padding for every member.
-        size += 1536 * (len(contents) + len(files)) + 10240
-        if size > min(SMALL, info.max_ops_file_size) or not await self._unpacked_there(contents, files):
-            await self._put(contents, files)
-        known |= contents.keys()
+        most = min(SMALL, info.max_ops_file_size)
+        if _size(contents, files) > most or not await self._unpacked_there(contents, files):
+            if contents:
+                await self._put(contents)
+            for part in _parts(files, most):  # what is ours is no part of a tree that `put` carries
+                if not await self._unpacked_there({}, part):
+                    raise TransferError("the login node does not unpack what was shipped", system=self.system.name)
+        known.update(contents)
         self.shipped.blobs += len(contents)
         self.shipped.archives += 1
 
@@ -161,16 +171,32 @@ class Shipping:
             with suppress(HpcBridgeError):
                 await self.system.client.rm(self.system.name, posixpath.join(self.base, self._archive))
 
-    async def _put(self, contents: Mapping[str, Content], files: Mapping[str, bytes]) -> None:
+    async def _put(self, contents: Mapping[str, Content]) -> None:
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ship-", dir=self.scratch))
         try:
-            await asyncio.to_thread(_lay_out, folder, contents, files)
+            await asyncio.to_thread(_lay_out, folder, contents)
             result = await self.system.put(folder, self.base, account=self.account)
             for content in contents.values():
                 content.check()
             self.shipped.bytes += result.bytes
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _size(contents: Mapping[str, Content], files: Mapping[str, bytes]) -> int:
+    """Bytes of a tar file at most: every member has a block of its own, and padding."""
+    content = sum(each.size for each in contents.values()) + sum(map(len, files.values()))
+    return content + 1536 * (len(contents) + len(files)) + 10240
+
+
+def _parts(files: Mapping[str, bytes], most: int) -> list[dict[str, bytes]]:
+    """The files in groups of one archive each."""
+    parts: list[dict[str, bytes]] = []
+    for path, data in files.items():
+        if not parts or _size({}, {**parts[-1], path: data}) > most:
+            parts.append({})
+        parts[-1][path] = data
+    return parts
 
 
 def _settle(order: _Order, error: Exception | None) -> None:
@@ -214,7 +240,7 @@ def _parents(archive: tarfile.TarFile, path: str, made: set[str]) -> None:
             archive.addfile(member)
 
 
-def _lay_out(folder: Path, contents: Mapping[str, Content], files: Mapping[str, bytes]) -> None:
+def _lay_out(folder: Path, contents: Mapping[str, Content]) -> None:
     """The same as a directory; what is here already is linked, not copied."""
     for key, content in contents.items():
         name, mode = _member(key)
@@ -229,7 +255,3 @@ def _lay_out(folder: Path, contents: Mapping[str, Content], files: Mapping[str, 
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(content.path, target)
             target.chmod(mode)
-    for name, data in files.items():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)

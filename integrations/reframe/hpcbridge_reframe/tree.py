@@ -19,8 +19,8 @@ from hpcbridge_reframe.paths import (
     stage_directory_of,
 )
 
-Signature = tuple[int, int, int, int]
-"""Size, modification and change time (ns) and inode: while they are the same, so is the content."""
+Signature = tuple[int, int, int]
+"""Size, modification time (ns) and inode: while they are the same, so is the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Tree:
 
 def signature(found: os.stat_result) -> Signature:
     """How a file looks from outside."""
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def key_of(digest: str, size: int, mode: int) -> str:

@@ -1,7 +1,8 @@
 import os
 
-import reframe as rfm
 import reframe.utility.sanity as sn
+
+import reframe as rfm
 
 COUNT = int(os.environ.get("MANY_TESTS", "200"))
 

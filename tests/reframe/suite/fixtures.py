@@ -1,8 +1,9 @@
 import os
 
-import reframe as rfm
 import reframe.utility.sanity as sn
 import reframe.utility.udeps as udeps
+
+import reframe as rfm
 
 
 class Fetched(rfm.RunOnlyRegressionTest):

@@ -1,7 +1,8 @@
 import os
 
-import reframe as rfm
 import reframe.utility.sanity as sn
+
+import reframe as rfm
 
 
 @rfm.simple_test
@@ -27,7 +28,7 @@ class ReadonlyFiles(rfm.RunOnlyRegressionTest):
 
 @rfm.simple_test
 class Links(rfm.RunOnlyRegressionTest):
-    """Absolute and relative links within the stage directory, of the system, and dangling; and some that the job makes."""
+    """Absolute and relative links, of the system, dangling, and some that the job makes."""
 
     valid_systems = ["*"]
     valid_prog_environs = ["*"]

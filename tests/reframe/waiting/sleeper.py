@@ -1,7 +1,8 @@
 import os
 
-import reframe as rfm
 import reframe.utility.sanity as sn
+
+import reframe as rfm
 
 COUNT, SECONDS = int(os.environ["SLEEPERS"]), os.environ["SLEEP"]
 MARK, WORD = os.environ["MARK"], os.environ.get("WORD", "word")
@@ -19,7 +20,9 @@ class Sleeper(rfm.RunOnlyRegressionTest):
 
     @run_before("run")
     def write_it_down(self):
-        self.executable = f'echo "$SLURM_JOB_ID" >> "$HOME/{MARK}-{self.number}"; echo {WORD}; sleep {SECONDS}; echo done'
+        self.executable = (
+            f'echo "$SLURM_JOB_ID" >> "$HOME/{MARK}-{self.number}"; echo {WORD}; sleep {SECONDS}; echo done'
+        )
         self.job.options = OPTIONS
         if "PENDING" in os.environ:
             self.max_pending_time = os.environ["PENDING"]
