@@ -109,6 +109,15 @@ def _run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs)
         raise
 
 
+def start(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    """Begin `await function(*args, **kwargs)` on the portal thread and return at once; for hosts that poll.
+
+    Cancelling the future cancels the coroutine. Unlike everything else here it may be called inside a running event
+    loop. What still runs when the process exits is cancelled.
+    """
+    return _thread.get().start_task_soon(partial(function, *args, **kwargs))
+
+
 def _iterate(source: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
     """Draw from an asynchronous iterator that lives in one task of the portal thread."""
     _refuse_inside_loop()

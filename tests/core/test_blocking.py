@@ -137,3 +137,15 @@ def test_an_interrupt_ends_the_call_not_the_job(system: blocking.System) -> None
     assert time.monotonic() - start < 5
     assert not job.info().is_terminal
     assert job.cancel().state is hpcbridge.JobState.CANCELLED
+
+
+def test_a_host_that_polls_begins_work_and_goes_on(system: blocking.System) -> None:
+    job = system.submit(JobSpec(script="#!/bin/bash\nsleep 60\n"))
+    begun = time.monotonic()
+    waiting = blocking.start(job._wrapped.wait)
+    assert time.monotonic() - begun < 1
+    with pytest.raises(TimeoutError):
+        waiting.result(timeout=0.5)
+    assert waiting.cancel()
+    ended = blocking.start(job._wrapped.cancel, verify=True).result(timeout=60)
+    assert ended.state is hpcbridge.JobState.CANCELLED

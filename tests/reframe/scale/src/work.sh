@@ -1,0 +1,2 @@
+#!/bin/bash
+echo "result $(( $1 * 7 ))"

@@ -1,0 +1,3 @@
+#!/bin/bash
+echo "tool in $(pwd)"
+cat data/table.txt
