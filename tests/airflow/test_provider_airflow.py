@@ -32,9 +32,8 @@ def connection(**fields: object) -> Connection:
 
 
 def test_description_is_valid_and_complete() -> None:
-    import jsonschema
-
     import airflow
+    import jsonschema
 
     schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
     jsonschema.validate(get_provider_info(), schema)

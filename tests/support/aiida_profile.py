@@ -60,9 +60,8 @@ class AiidaProfile:
     def create(self) -> None:
         """Make the profile as a user does, and load it into this process."""
         self.verdi_here("presto", "--non-interactive", "--use-zeromq", "--profile-name", self.name)
-        from aiida.manage import get_config
-
         from aiida import load_profile
+        from aiida.manage import get_config
 
         config = get_config()
         for option, value in OPTIONS.items():

@@ -20,9 +20,8 @@ def options(**more: Any) -> dict[str, Any]:
 
 def add(code: Any, x: int = 1, y: int = 2, **more: Any) -> Any:
     """Hand one core.arithmetic.add to the daemon."""
-    from aiida.plugins import CalculationFactory
-
     from aiida import engine, orm
+    from aiida.plugins import CalculationFactory
 
     return engine.submit(CalculationFactory(ADD), code=code, x=orm.Int(x), y=orm.Int(y), metadata=options(**more))
 
@@ -30,6 +29,7 @@ def add(code: Any, x: int = 1, y: int = 2, **more: Any) -> Any:
 def planned(code: Any, script: str, plan: Mapping[str, Any] | None = None, **inputs: Any) -> Any:
     """Hand a `PlannedJob` to the daemon; keywords that are options of the scheduler go there."""
     from aiida import engine, orm
+
     from support.aiida_calcs import PlannedJob
 
     scheduler = {

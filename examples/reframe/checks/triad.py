@@ -1,8 +1,7 @@
 """How quickly does a node move memory? Compiled on the cluster, with the cluster's compiler."""
 
-import reframe.utility.sanity as sn
-
 import reframe as rfm
+import reframe.utility.sanity as sn
 
 
 @rfm.simple_test

@@ -55,9 +55,9 @@ async def _ask(endpoint: Endpoint) -> tuple[str, str]:
 
 
 def _make(label: str, endpoint: Endpoint, system: str, workdir: str, mpirun: list[str], profile: str | None) -> None:
+    from aiida import load_profile, orm
     from aiida.common.exceptions import NotExistent
 
-    from aiida import load_profile, orm
     from hpcbridge.errors import AlreadyExists
 
     load_profile(profile)

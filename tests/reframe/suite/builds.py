@@ -1,8 +1,7 @@
 import os
 
-import reframe.utility.sanity as sn
-
 import reframe as rfm
+import reframe.utility.sanity as sn
 
 
 class Built(rfm.RegressionTest):

@@ -1,9 +1,8 @@
 import os
 
+import reframe as rfm
 import reframe.utility.sanity as sn
 import reframe.utility.udeps as udeps
-
-import reframe as rfm
 
 
 class Fetched(rfm.RunOnlyRegressionTest):

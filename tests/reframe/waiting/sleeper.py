@@ -1,8 +1,7 @@
 import os
 
-import reframe.utility.sanity as sn
-
 import reframe as rfm
+import reframe.utility.sanity as sn
 
 COUNT, SECONDS = int(os.environ["SLEEPERS"]), os.environ["SLEEP"]
 MARK, WORD = os.environ["MARK"], os.environ.get("WORD", "word")
