@@ -62,6 +62,8 @@ def test_leaving_an_attached_job_leaves_it_running(runs: Runs) -> None:
     assert code == 130
     assert f"Job {job_id} goes on" in said
     assert runs.state_of(job_id) == "RUNNING"
+    assert parsed(runs("status", "--json", handle).stdout)["job_id"] == job_id
+    assert runs("logs", handle).stdout == "one\n"
     cancelled = runs("cancel", handle)
     assert cancelled.returncode == 0
     assert runs.state_of(job_id) == "CANCELLED"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,7 +65,9 @@ STATUS_FIELDS = (
 CANNOT_START = 53
 """The signal that Slurm reports for a job whose working directory or output file it could not open."""
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `submit` prints it.")]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job's id, as `submit` prints it, or the handle file of a `run`.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -251,10 +252,29 @@ def _fields(info: JobInfo) -> dict[str, Any]:
     return {name: values.get(name) for name in STATUS_FIELDS}
 
 
+def _is_handle(text: str) -> bool:
+    return text.endswith(".json") or Path(text).is_file()
+
+
+async def _named(hpc: Hpc, state: State, text: str) -> Job:
+    """The job of an id, or of the handle file that `hpcbridge run` wrote."""
+    if not _is_handle(text):
+        return choose_system(hpc, state).job(text)
+    from hpcbridge.cli.running.course import job_of
+    from hpcbridge.cli.running.handle import load
+
+    handle = load(Path(text))
+    return await job_of(hpc.system(handle.system), handle)
+
+
 def status(
     ctx: typer.Context,
     job: Annotated[
-        str | None, typer.Argument(metavar="JOB", help="The job's id; without one, all your jobs of the last day.")
+        str | None,
+        typer.Argument(
+            metavar="JOB",
+            help="The job's id, or the handle file of a `run`; without one, all your jobs of the last day.",
+        ),
     ] = None,
     json: JsonOption = False,
     site: SiteOption = None,
@@ -267,7 +287,7 @@ def status(
 
 async def _status(state: State, job_id: str, *, as_json: bool) -> None:
     async with connect(state) as hpc:
-        info = await choose_system(hpc, state).job(job_id).info()
+        info = await (await _named(hpc, state, job_id)).info()
     if as_json:
         output.print_json(_fields(info))
         return
@@ -303,7 +323,7 @@ def logs(
 
 async def _logs(state: State, job_id: str, *, follow: bool, stream: Stream) -> None:
     async with connect(state) as hpc:
-        async for chunk in choose_system(hpc, state).job(job_id).logs(follow=follow, stream=stream):
+        async for chunk in (await _named(hpc, state, job_id)).logs(follow=follow, stream=stream):
             output.print_bytes(chunk)
 
 
@@ -321,22 +341,11 @@ def cancel(
     run(_cancel(state, jobs, as_json=json))
 
 
-async def _handled(hpc: Hpc, path: Path) -> Job:
-    """The job of a handle file."""
-    from hpcbridge.cli.running.course import job_of
-    from hpcbridge.cli.running.handle import load
-
-    handle = load(path)
-    return await job_of(hpc.system(handle.system), handle)
-
-
 async def _cancel(state: State, job_ids: list[str], *, as_json: bool) -> None:
     ended = []
     async with connect(state) as hpc:
-        system = choose_system(hpc, state)
         for job_id in job_ids:
-            job = system.job(job_id) if re.fullmatch(r"\w+", job_id) else await _handled(hpc, Path(job_id))
-            info = await job.cancel()
+            info = await (await _named(hpc, state, job_id)).cancel()
             ended.append(_fields(info))
             if not as_json:
                 output.note(f"{output.describe(info)}.")

@@ -340,6 +340,8 @@ def _work(command: list[str] | None, script: str | None) -> tuple[str | None, di
     if command is not None:
         if not command:
             raise usage_error("the command after -- is missing", "COMMAND")
+        if not all(word.isprintable() or word.encode("utf-8", "replace").decode() == word for word in command):
+            raise usage_error("the command holds bytes that are not UTF-8; put it into a script of its own", "COMMAND")
         return None, {"script": f"#!/bin/bash\nexec {shlex.join(command)}\n"}, Path(command[0]).name
     if script is None:
         raise usage_error("give a batch script, or a command after --: hpcbridge run -- make check", "SCRIPT")

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from hpcbridge.system import System
 
 
+LAG = 60.0
+"""Seconds for which accounting may not know a new job, the difference between two machines' clocks included."""
+
+
 class Course:
     """One run, or the rest of one (`attach`, `collect`)."""
 
@@ -69,16 +73,14 @@ class Course:
             await system.info()  # a server that is down is told now; later on outages are waited out
             self._record = record_of(plan.identity(hpc.site.url, system.name, spec))
             self._note(await self._begin(system, plan), plan)
-            await self._push(system, plan)
-            await self._submit(system, spec, plan)
-            if plan.detach:
-                return self._detached(plan)
             try:
-                return await self._rest(cleanup=plan.cleanup)
-            except BrokenPipeError:  # nobody listens any more
+                await self._push(system, plan)
+                await self._submit(system, spec, plan)
+                return self._detached(plan) if plan.detach else await self._rest(cleanup=plan.cleanup)
+            except OSError:  # nobody reads our output any more, or there is no room for it
                 await self.stop()
                 raise
-            except HpcBridgeError as error:
+            except Exception as error:
                 self._tell_loss(error)
                 raise
 
@@ -112,10 +114,16 @@ class Course:
     def _note(self, handle: Handle, plan: Plan) -> None:
         """Write down how far the run has come; the user's file is there before a job can be."""
         self._handle = handle
-        if self._record is not None:
-            self._record.save(handle)
-        if plan.handle is not None and handle.phase is not Phase.PREPARING:
-            handle.save(plan.handle)
+        try:
+            if self._record is not None:
+                self._record.save(handle)
+            if plan.handle is not None and handle.phase is not Phase.PREPARING:
+                handle.save(plan.handle)
+        except OSError as error:
+            if handle.phase is not Phase.SUBMITTED:
+                raise
+            # The job is there, and what was written before finds it by its key.
+            self.reporter.warning(f"{error.filename}: {error.strerror}")
 
     async def _push(self, system: System, plan: Plan) -> None:
         handle = self.handle
@@ -173,12 +181,11 @@ class Course:
         self.reporter.note(f"It goes on without this command. Back to it: hpcbridge attach {plan.handle}")
         return ExitCode.OK
 
-    def _tell_loss(self, error: HpcBridgeError) -> None:
+    def _tell_loss(self, error: Exception) -> None:
         """The run ends here and the job perhaps does not."""
-        assert self.job is not None
         if isinstance(error, JobVanished) and self._record is not None:
             self._record.forget()
-        elif not self._ended:
+        elif self.job is not None and not self._ended:
             self.reporter.say(
                 f"Job {self.job.id} goes on. The same command again goes on with it; end it: "
                 f"hpcbridge cancel {self.job.id}"
@@ -196,11 +203,21 @@ class Course:
         """The results of a job that has ended, and its code."""
         async with connect(self.state) as hpc:
             job = await self._take(hpc.system(handle.system), handle)
-            info = await (job.wait() if wait else job.info())
-            if not info.is_terminal:
-                self.reporter.say(f"{output.describe(info)}: it has not ended yet.")
+            info = await job.wait() if wait else await self._now(job)
+            if info is None or not info.is_terminal:
+                seen = output.describe(info) if info is not None else f"job {job.id} is not listed yet"
+                self.reporter.say(f"{seen}: it has not ended yet.")
                 return ExitCode.TRY_AGAIN
             return await self._rest(None if logs else info)
+
+    async def _now(self, job: Job) -> JobInfo | None:
+        """The job as it is; None while accounting need not know it yet."""
+        try:
+            return await job.info()
+        except JobNotFound:
+            if time.time() - self.handle.submitted_at < LAG:
+                return None
+            raise
 
     async def _take(self, system: System, handle: Handle) -> Job:
         self._handle = handle
