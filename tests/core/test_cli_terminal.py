@@ -71,6 +71,15 @@ def test_waiting_shows_the_queue(sandbox: SandboxProcess, tmp_path: Path) -> Non
     assert "COMPLETED" in shown
 
 
+def test_a_run_shows_the_queue_and_then_the_output(sandbox: SandboxProcess, tmp_path: Path) -> None:
+    code, shown = in_terminal(sandbox, tmp_path, "run", "--", "bash", "-c", "echo the output; sleep 2; echo its end")
+    assert code == 0
+    plain = _CONTROL.sub("", shown).replace("\r", "")
+    assert "waiting for the scheduler" in plain
+    assert "the output\nits end\n" in plain
+    assert re.search(r"Job \w+ COMPLETED after .* exit code 0", plain)
+
+
 def test_put_shows_a_bar(sandbox: SandboxProcess, tmp_path: Path) -> None:
     (tmp_path / "large.dat").write_bytes(b"x" * 12_000_000)
     code, shown = in_terminal(sandbox, tmp_path, "put", "large.dat", "/home/alice/")

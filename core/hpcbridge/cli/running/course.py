@@ -17,7 +17,7 @@ from hpcbridge.cli.exits import ExitCode, for_error, for_job
 from hpcbridge.cli.moving import print_result
 from hpcbridge.cli.progress import Display
 from hpcbridge.cli.running import moving
-from hpcbridge.cli.running.following import PASSING, PAUSE, Follower, QueueTimeout
+from hpcbridge.cli.running.following import PASSING, PAUSE, Follower, QueueTimeout, has_run
 from hpcbridge.cli.running.handle import Handle, Phase, Record, record_of
 from hpcbridge.cli.running.plan import Plan, require_quiet, workdir_of
 from hpcbridge.cli.running.reporting import Reporter
@@ -258,7 +258,7 @@ class Course:
 
     async def _pull(self, system: System, info: JobInfo) -> moving.Pulled | None:
         handle = self.handle
-        if not handle.pull or (info.started is None and not info.ok):
+        if not handle.pull or not has_run(info):
             return None
         with (
             self.reporter.section("results", f"Results from {system.name}:{handle.workdir}"),

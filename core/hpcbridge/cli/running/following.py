@@ -13,7 +13,7 @@ from hpcbridge.cli import output
 from hpcbridge.cli.running.masking import Masker
 from hpcbridge.cli.running.reporting import Reporter
 from hpcbridge.cli.running.telling import duration
-from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, JobNotFound, ServerError, Unavailable
+from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, InvalidRequest, JobNotFound, ServerError, Unavailable
 from hpcbridge.staging.context import given_up, in_thread
 
 if TYPE_CHECKING:
@@ -75,29 +75,31 @@ class Follower:
         self._queue_timeout = None if queue_timeout is None else max(0.0, queue_timeout - waited)
         self._started = asyncio.Event()
         self._has_queued = False
+        self._waiting: asyncio.Future[JobInfo]
         self._show: Callable[[JobInfo], None] | None = None
 
-    async def to_the_end(self, out: IO[bytes] | None, err: IO[bytes] | None) -> JobInfo:
+    async def to_the_end(self, out: IO[bytes], err: IO[bytes]) -> JobInfo:
         """The job's end. Its output goes to `out`, its errors to `err` where they have a file of their own.
 
-        None as `out`: no output is read. Raises QueueTimeout.
+        Raises QueueTimeout.
         """
-        waiting = asyncio.ensure_future(self.job.wait(on_change=self._changed))
+        self._waiting = waiting = asyncio.ensure_future(self.job.wait(on_change=self._changed))
         reading: asyncio.Future[None] | None = None
         try:
             await self._start(waiting)
-            if self.info is not None and self.info.started and not self.info.is_terminal:
+            if self.info is None or self.info.is_terminal:
+                self.info = await waiting
+            elif self.info.started:
                 self._tell_start(self.info)
-            if out is not None and (self._started.is_set() or _has_run(await waiting)):
-                reading = asyncio.ensure_future(self._read(out, err, waiting))
-            if reading is not None:
+            if has_run(self.info):
+                reading = asyncio.ensure_future(self._read(out, err))
                 await _first_of(waiting, reading)
                 if reading.done():
                     reading.result()  # our own output may be closed: nobody listens any more
             self.info = info = await waiting
             if reading is not None:
                 await self._last_words(reading)
-            if out is not None and info.job_id != self.job.id:
+            if info.job_id != self.job.id:
                 await self._read_owner(info, out)
             return info
         finally:
@@ -160,14 +162,9 @@ class Follower:
         )
         self.reporter.note(f"Job {info.job_id} runs{nodes}{queued}.")
 
-    async def _read(self, out: IO[bytes], err: IO[bytes] | None, waiting: asyncio.Future[JobInfo]) -> None:
-        if self.info is not None and self.info.tasks:
-            # One log per task: there is no order among them while they run.
-            await asyncio.wait({waiting})
-            await self._stream("stdout", out, follow=False)
-            return
+    async def _read(self, out: IO[bytes], err: IO[bytes]) -> None:
         streams: list[tuple[Stream, IO[bytes]]] = [("stdout", out)]
-        if err is not None and await self._has_errors_apart():
+        if await self._has_errors_apart():
             streams.append(("stderr", err))
         await asyncio.gather(*(self._stream(stream, file) for stream, file in streams))
 
@@ -195,6 +192,12 @@ class Follower:
                             await sink.write(chunk)
                 except PASSING:
                     await asyncio.sleep(PAUSE)
+                except InvalidRequest:
+                    if not follow:
+                        raise
+                    # An array has one log per task: there is no order among them while they run.
+                    await asyncio.wait({self._waiting})
+                    follow = False
                 else:
                     return
         except HpcBridgeError as error:
@@ -219,5 +222,8 @@ async def _first_of(*futures: asyncio.Future[Any], timeout: float | None = None)
     await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _has_run(info: JobInfo) -> bool:
-    return info.started is not None or info.ok or bool(info.exit_code)
+def has_run(info: JobInfo) -> bool:
+    """Whether the job has started: one that was cancelled in the queue has neither output nor results."""
+    if info.state.is_queued:
+        return False
+    return not info.is_terminal or info.ok or (info.started is not None and info.nodes is not None)
