@@ -162,6 +162,22 @@ def test_a_signal_before_the_submit_leaves_nothing(runs: Runs) -> None:
     assert runs.jobs() == {}
 
 
+def test_a_signal_after_the_end_leaves_the_results_to_the_same_command(runs: Runs) -> None:
+    slow = {"method": "GET", "path": "/filesystem/*/ops/download", "kind": "latency", "seconds": 30}
+    runs.sandbox.post("/faults", [slow])
+    arguments = ("--workdir", runs.name, "--pull", "r.txt", "--", "bash", "-c", "echo r > r.txt; exit 3")
+    process = runs.start(*arguments)
+    read_until(process, "Results from")
+    process.send_signal(signal.SIGINT)
+    code, _, said = end(process)
+    assert code == 130
+    assert "The same command again fetches its results" in said
+    runs.sandbox.delete("/faults")
+    assert end(runs.start(*arguments))[0] == 3
+    assert (runs.folder / "r.txt").read_text() == "r\n"
+    assert len(runs.jobs()) == 1
+
+
 def test_a_reader_that_has_enough_ends_the_job(runs: Runs) -> None:
     words = " ".join([*COMMAND, "run", "--name", runs.name, "--quiet", "--", "bash", "-c"])
     subprocess.run(

@@ -309,7 +309,9 @@ class Course:
             self.state.interrupt_note = f"{output.describe(info)}."
         elif self.job is None:
             self.state.interrupt_note = "No job was submitted."
-        if self._record is not None:
+        else:
+            self.state.interrupt_note = f"Job {self.job.id} has ended. The same command again fetches its results."
+        if self._record is not None and not self._ended:
             self._record.forget()
         if self.state.job_id is not None and self._handle is not None:
             async with connect(self.state) as hpc:
