@@ -41,7 +41,7 @@ def test_after_kill_9_the_same_command_goes_on_with_the_job(runs: Runs) -> None:
         "--",
         "bash",
         "-c",
-        "cat x; sleep 8; cat x; echo ran >> count; wc -l < count; exit 5",
+        "cat x; sleep 5; cat x; echo ran >> count; wc -l < count; exit 5",
     )
     first = runs.start(*arguments)
     job_id = read_until(first, r"Submitted job (\w+)")[1]
