@@ -25,7 +25,7 @@ from hpcbridge.errors import (
     Unavailable,
 )
 from hpcbridge_gitlab import verdicts
-from hpcbridge_gitlab.agent import CHUNK, State
+from hpcbridge_gitlab.agent import State
 from hpcbridge_gitlab.output import runner_is_gone
 from hpcbridge_gitlab.verdicts import Cause, Stop
 
@@ -167,8 +167,10 @@ class Box:
                 return state
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
-            longest = _SLOWER if watch.quiet > _LONG_QUIET else self._driver.tick
-            pause = min(pause * 1.6, longest) if watch.quiet > 0 else min(0.3, longest)
+            # Short at first: most stages of ours, and many scripts, are over at once.
+            pause = min(
+                pause * 1.6, max(_SLOWER, self._driver.tick) if watch.quiet > _LONG_QUIET else self._driver.tick
+            )
             await asyncio.sleep(pause)
 
     async def fetch(self, seq: int, first: int, last: int, sink: Sink) -> None:
@@ -232,12 +234,11 @@ class _Watch:
 
     @property
     def quiet(self) -> float:
-        """Seconds since the stage printed anything; 0 when it did at this look."""
-        return time.monotonic() - self._spoke if self._spoke < self._looked else 0.0
+        """Seconds since the stage printed anything."""
+        return time.monotonic() - self._spoke
 
     async def look(self) -> State | None:
         """One look; the state when the stage has ended."""
-        self._looked = time.monotonic()
         try:
             state = await self._box.state(patience=0)
         except (*PASSING, *REFUSALS) as error:
@@ -304,6 +305,3 @@ class _Watch:
                 raise verdicts.of_allocation(info)
             await asyncio.sleep(1)
         raise Stop(Cause.LOST, f"the agent has left ({state.reason})")
-
-
-__all__ = ["CHUNK", "PASSING", "Box", "Sink"]
