@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from support.gitlab_bench import Bench, bench
 from support.sandbox import SandboxProcess
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The contract as a table; the reports come from the processes that ran the tests."""
+    rows = [
+        f"{'ok' if outcome == 'passed' else 'FAIL':5}{value}"
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "contract" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("contract with gitlab-runner")
+        for row in rows:
+            terminalreporter.write_line(row)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
-"""The contract with gitlab-runner, case by case, in both forms of its scripts."""
+"""The contract with gitlab-runner, case by case, in both forms of its scripts; conftest prints the table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -21,6 +21,7 @@ IN_SLURM = ("success", "exit 42", "cancel in queue", "cancel in script", "job ti
 ON_SLURM = [(case, FORMS[1]) for case in CASES if PROVE or case.name in IN_SLURM]
 
 Ran = dict[tuple[str, str], "Future[Runner]"]
+Note = Callable[[str, object], None]
 
 
 def _run_all(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Ran]:
@@ -43,20 +44,12 @@ def ran_on_slurm(slurm_bench: Bench, request: pytest.FixtureRequest) -> Iterator
     yield from _run_all(slurm_bench, request)
 
 
-TABLE: list[str] = []
-
-
-def _check(bench: Bench, ran: Ran, case: Case, form: str, scheduler: str) -> None:
+def _check(bench: Bench, ran: Ran, case: Case, form: str, scheduler: str, note: Note) -> None:
     runner = ran[case.name, form].result(timeout=600)
-    line = f"{case.name:45} {form:6} {scheduler:6} {runner.outcome:24} {' '.join(runner.order)}"
-    try:
-        case.check(bench, runner)
-    except BaseException:
-        TABLE.append(f"FAIL {line}")
-        print(runner.log)
-        print("\n".join(map(str, runner.stages)))
-        raise
-    TABLE.append(f"ok   {line}")
+    note("contract", f"{case.name:45} {form:6} {scheduler:6} {runner.outcome:24} {' '.join(runner.order)}")
+    print(runner.log)
+    print("\n".join(map(str, runner.stages)))
+    case.check(bench, runner)
 
 
 def _ids(cases: list[tuple[Case, str]]) -> list[str]:
@@ -65,18 +58,12 @@ def _ids(cases: list[tuple[Case, str]]) -> list[str]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("case", "form"), LOCAL, ids=_ids(LOCAL))
-def test_a_case_of_the_contract(local_bench, ran, case, form):
-    _check(local_bench, ran, case, form, "local")
+def test_a_case_of_the_contract(local_bench, ran, case, form, record_property):
+    _check(local_bench, ran, case, form, "local", record_property)
 
 
 @pytest.mark.slurm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("case", "form"), ON_SLURM, ids=_ids(ON_SLURM))
-def test_a_case_of_the_contract_on_real_slurm(slurm_bench, ran_on_slurm, case, form):
-    _check(slurm_bench, ran_on_slurm, case, form, "slurm")
-
-
-def test_the_table_of_the_contract(capsys):
-    with capsys.disabled():
-        print("\n" + "\n".join(TABLE))
-    assert all(line.startswith("ok") for line in TABLE)
+def test_a_case_of_the_contract_on_real_slurm(slurm_bench, ran_on_slurm, case, form, record_property):
+    _check(slurm_bench, ran_on_slurm, case, form, "slurm", record_property)
