@@ -9,6 +9,7 @@ import pytest
 
 from support.gitlab_bench import Bench, bench
 from support.sandbox import SandboxProcess
+from support.scale import PROVE
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -52,8 +53,8 @@ def slurm_host(slurm_bench: Bench) -> Iterator[Bench]:
     slurm_bench.sandbox.reset()
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(params=["local", *([pytest.param("slurm", marks=pytest.mark.slurm)] if PROVE else [])])
 def any_host(request: pytest.FixtureRequest) -> Bench:
-    """Each in turn."""
+    """Each in turn; the quick run starts a Slurm for test_gitlab_slurm.py alone."""
     opened: Bench = request.getfixturevalue("host" if request.param == "local" else "slurm_host")
     return opened

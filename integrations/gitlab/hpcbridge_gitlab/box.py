@@ -14,19 +14,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from hpcbridge.errors import (
-    AmbiguousOutcome,
-    AuthenticationError,
-    HpcBridgeError,
-    JobNotFound,
-    NotFound,
-    PermissionDenied,
-    ServerError,
-    Unavailable,
-)
+from hpcbridge.errors import HpcBridgeError, JobNotFound, NotFound
 from hpcbridge_gitlab import verdicts
 from hpcbridge_gitlab.agent import State
 from hpcbridge_gitlab.output import runner_is_gone
+from hpcbridge_gitlab.patience import PASSING, REFUSALS, REFUSED_FOR, outlast
 from hpcbridge_gitlab.verdicts import Cause, Stop
 
 if TYPE_CHECKING:
@@ -37,12 +29,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 Sink = Callable[[bytes], object]
-
-PASSING = (Unavailable, AmbiguousOutcome, ServerError)
-"""What may be otherwise the next time. All our requests may be repeated: they read, or write the same content."""
-
-REFUSALS = (AuthenticationError, PermissionDenied)
-"""Also tried again for a while: an issuer being restarted answers so, too."""
 
 _AHEAD = 4
 """Pieces of output, or of an archive, that are on their way at once."""
@@ -129,18 +115,8 @@ class Box:
         await self._client.upload(self._attempt.system, self._attempt.box, name, b"cancel\n", patience=5)
 
     async def outlast(self, request: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat a harmless request through an outage."""
-        began = time.monotonic()
-        pause = 0.5
-        while True:
-            try:
-                return await request()
-            except (*PASSING, *REFUSALS) as error:
-                limit = min(self._driver.patience, 30.0) if isinstance(error, REFUSALS) else self._driver.patience
-                if time.monotonic() - began > limit:
-                    raise
-                await asyncio.sleep(getattr(error, "retry_after", None) or pause)
-                pause = min(pause * 2, 5.0)
+        """Repeat a request through an outage."""
+        return await outlast(request, self._driver.patience)
 
     # -- following ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +248,7 @@ class _Watch:
         now = time.monotonic()
         if isinstance(error, REFUSALS):
             self._refused = self._refused or now
-            if now - self._refused > min(30.0, self._driver.patience):
+            if now - self._refused > min(REFUSED_FOR, self._driver.patience):
                 raise error
         elif now - self._heard > max(self._driver.patience, self._driver.lease):
             raise error
