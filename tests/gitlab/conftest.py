@@ -11,6 +11,8 @@ from support.gitlab_bench import Bench, bench
 from support.sandbox import SandboxProcess
 from support.scale import PROVE
 
+collect_ignore = [] if PROVE else ["test_gitlab_figures.py"]
+
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The contract as a table; the reports come from the processes that ran the tests."""
