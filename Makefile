@@ -85,7 +85,7 @@ test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner 
 test-reframe: env-reframe ## the ReFrame backend alone
 	$(REFRAME)/pytest tests/reframe $(PYTEST_ARGS)
 test-gitlab: env-gitlab ## the GitLab executor alone
-	$(GITLAB)/pytest tests/gitlab $(PYTEST_ARGS)
+	$(GITLAB)/pytest $(SIDE_BY_SIDE) tests/gitlab $(PYTEST_ARGS)
 
 # The full figures: real time constants, full N. Takes its time.
 .PHONY: $(PARTS:%=prove-%)

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from support.gitlab_bench import Bench, bench
 from support.sandbox import SandboxProcess
+from support.scale import PROVE
+
+collect_ignore = [] if PROVE else ["test_gitlab_figures.py"]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The contract as a table; the reports come from the processes that ran the tests."""
+    rows = [
+        f"{'ok' if outcome == 'passed' else 'FAIL':5}{value}"
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "contract" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("contract with gitlab-runner")
+        for row in rows:
+            terminalreporter.write_line(row)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +55,8 @@ def slurm_host(slurm_bench: Bench) -> Iterator[Bench]:
     slurm_bench.sandbox.reset()
 
 
-@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(params=["local", *([pytest.param("slurm", marks=pytest.mark.slurm)] if PROVE else [])])
 def any_host(request: pytest.FixtureRequest) -> Bench:
-    """Each in turn."""
+    """Each in turn; the quick run starts a Slurm for test_gitlab_slurm.py alone."""
     opened: Bench = request.getfixturevalue("host" if request.param == "local" else "slurm_host")
     return opened

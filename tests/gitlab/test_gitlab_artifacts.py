@@ -76,11 +76,3 @@ def test_a_missing_artifact_fails_the_job_when_asked_to(local_bench, strict):
     runner = local_bench.runner(recipe).run()
     assert runner.outcome == ("script_failure" if strict else "success"), runner.log
     assert ("ARTIFACTS (the job): no file matches not-there/*.h5" in runner.log) is strict
-
-
-@pytest.mark.slurm
-def test_artifacts_arrive_from_real_slurm(slurm_bench):
-    runner = slurm_bench.runner(Recipe(["mkdir out; echo $SLURM_JOB_ID > out/id.txt"], artifacts=ARTIFACTS)).run()
-    archive = slurm_bench.job(runner).artifact()
-    assert archive is not None, runner.log
-    assert names(archive.data) == {"out/id.txt"}

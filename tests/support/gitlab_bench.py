@@ -98,12 +98,20 @@ class Bench:
         return self.sandbox.host_path(runner.told["builds_dir"].removesuffix("/builds"))
 
     def rows(self, runner: Runner) -> list[dict[str, Any]]:
-        """The scheduler's jobs of a harness's job, all attempts."""
+        """The scheduler's jobs of a harness's job, all attempts: those that are listed, and those on our record.
+
+        A listing may leave out a job that ended before its start.
+        """
+        wanted, path = runner.spec.wanted, f"/compute/{self.sandbox.system}/jobs"
+        records = (self.root / "state" / "jobs").glob(f"*-{wanted}/attempt-*.json")
+        ids = {json.loads(record.read_bytes())["job_id"] for record in records} - {""}
         with self.sandbox.client("alice") as client:
-            answer = client.get(f"/compute/{self.sandbox.system}/jobs")
-            rows = answer.json()["jobs"] or []
-        mark = f"/hpcbridge-ci/{runner.spec.wanted}-"
-        return [row for row in rows if mark in (row.get("workingDirectory") or "")]
+            rows = client.get(path).json()["jobs"] or []
+            mine = {row["jobId"]: row for row in rows if f"/hpcbridge-ci/{wanted}-" in (row["workingDirectory"] or "")}
+            for number in ids - mine.keys():
+                answer = client.get(f"{path}/{number}")
+                mine |= {row["jobId"]: row for row in (answer.json()["jobs"] if answer.is_success else [])}
+        return list(mine.values())
 
     def states(self, runner: Runner) -> list[str]:
         """Their states."""

@@ -112,18 +112,16 @@ start() {
 # Takes the next committed file, if there is one. A half-written commit has no "end"; a damaged file is refused.
 # Numbers may be left out: the other side counts on after a file that it could not send.
 take() {
-    local next file old ready kind size sum stage end
+    local next='' file old ready kind size sum stage end
     for ready in "$box"/[0-9]*.ready; do  # listing the directory makes NFS look again
-        next=${ready##*/}
-        case ${next%.ready} in *[!0-9]*) next='' && continue ;; esac
-        next=$((10#${next%.ready}))
-        [ "$next" -gt "$seq" ] && [ -e "$ready" ] && break
-        next=''
+        file=${ready%.ready}
+        case ${file##*/} in *[!0-9]*) continue ;; esac
+        [ $((10#${file##*/})) -gt "$seq" ] || continue
+        end=''
+        { read -r kind size sum stage; read -r end; } 2>/dev/null <"$ready"
+        [ "$end" = end ] && next=$((10#${file##*/})) && break
     done
     [ -n "$next" ] || return 1
-    name file "$next"
-    { read -r kind size sum stage; read -r end; } 2>/dev/null <"$file.ready"
-    [ "$end" = end ] || return 1
     [ -n "$pid" ] && stop_stage superseded
     if [ "$(stat -c %s -- "$file" 2>/dev/null)" != "$size" ] ||
         [ "$(sha256sum 2>/dev/null <"$file" | cut -d ' ' -f 1)" != "$sum" ]; then

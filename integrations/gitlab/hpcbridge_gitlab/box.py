@@ -14,19 +14,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from hpcbridge.errors import (
-    AmbiguousOutcome,
-    AuthenticationError,
-    HpcBridgeError,
-    JobNotFound,
-    NotFound,
-    PermissionDenied,
-    ServerError,
-    Unavailable,
-)
+from hpcbridge.errors import HpcBridgeError, JobNotFound, NotFound
 from hpcbridge_gitlab import verdicts
-from hpcbridge_gitlab.agent import CHUNK, State
+from hpcbridge_gitlab.agent import State
 from hpcbridge_gitlab.output import runner_is_gone
+from hpcbridge_gitlab.patience import PASSING, REFUSALS, REFUSED_FOR, outlast
 from hpcbridge_gitlab.verdicts import Cause, Stop
 
 if TYPE_CHECKING:
@@ -37,12 +29,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 Sink = Callable[[bytes], object]
-
-PASSING = (Unavailable, AmbiguousOutcome, ServerError)
-"""What may be otherwise the next time. All our requests may be repeated: they read, or write the same content."""
-
-REFUSALS = (AuthenticationError, PermissionDenied)
-"""Also tried again for a while: an issuer being restarted answers so, too."""
 
 _AHEAD = 4
 """Pieces of output, or of an archive, that are on their way at once."""
@@ -129,18 +115,8 @@ class Box:
         await self._client.upload(self._attempt.system, self._attempt.box, name, b"cancel\n", patience=5)
 
     async def outlast(self, request: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat a harmless request through an outage."""
-        began = time.monotonic()
-        pause = 0.5
-        while True:
-            try:
-                return await request()
-            except (*PASSING, *REFUSALS) as error:
-                limit = min(self._driver.patience, 30.0) if isinstance(error, REFUSALS) else self._driver.patience
-                if time.monotonic() - began > limit:
-                    raise
-                await asyncio.sleep(getattr(error, "retry_after", None) or pause)
-                pause = min(pause * 2, 5.0)
+        """Repeat a request through an outage."""
+        return await outlast(request, self._driver.patience)
 
     # -- following ---------------------------------------------------------------------------------------------------
 
@@ -167,8 +143,10 @@ class Box:
                 return state
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
-            longest = _SLOWER if watch.quiet > _LONG_QUIET else self._driver.tick
-            pause = min(pause * 1.6, longest) if watch.quiet > 0 else min(0.3, longest)
+            # Short at first: most stages of ours, and many scripts, are over at once.
+            pause = min(
+                pause * 1.6, max(_SLOWER, self._driver.tick) if watch.quiet > _LONG_QUIET else self._driver.tick
+            )
             await asyncio.sleep(pause)
 
     async def fetch(self, seq: int, first: int, last: int, sink: Sink) -> None:
@@ -232,12 +210,11 @@ class _Watch:
 
     @property
     def quiet(self) -> float:
-        """Seconds since the stage printed anything; 0 when it did at this look."""
-        return time.monotonic() - self._spoke if self._spoke < self._looked else 0.0
+        """Seconds since the stage printed anything."""
+        return time.monotonic() - self._spoke
 
     async def look(self) -> State | None:
         """One look; the state when the stage has ended."""
-        self._looked = time.monotonic()
         try:
             state = await self._box.state(patience=0)
         except (*PASSING, *REFUSALS) as error:
@@ -271,7 +248,7 @@ class _Watch:
         now = time.monotonic()
         if isinstance(error, REFUSALS):
             self._refused = self._refused or now
-            if now - self._refused > min(30.0, self._driver.patience):
+            if now - self._refused > min(REFUSED_FOR, self._driver.patience):
                 raise error
         elif now - self._heard > max(self._driver.patience, self._driver.lease):
             raise error
@@ -304,6 +281,3 @@ class _Watch:
                 raise verdicts.of_allocation(info)
             await asyncio.sleep(1)
         raise Stop(Cause.LOST, f"the agent has left ({state.reason})")
-
-
-__all__ = ["CHUNK", "PASSING", "Box", "Sink"]

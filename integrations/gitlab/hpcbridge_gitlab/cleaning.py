@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from hpcbridge.errors import HpcBridgeError, JobNotFound, NotFound
 from hpcbridge_gitlab import slots
-from hpcbridge_gitlab.box import PASSING, Box
+from hpcbridge_gitlab.box import Box
+from hpcbridge_gitlab.patience import PASSING, outlast
 from hpcbridge_gitlab.records import Attempt, Records, current
 from hpcbridge_gitlab.site import opened
 from hpcbridge_gitlab.verdicts import Stop
@@ -55,9 +56,10 @@ async def _end(settings: Settings, attempt: Attempt) -> list[str]:
             if not attempt.job_id:
                 # The submit's answer is not known. A job that starts later finds this file, or no directory at all.
                 await _quietly(system.client.upload(attempt.system, attempt.box, "abandoned", b"1\n", patience=1))
-            for job_id in await _ids(system, attempt):
-                await _cancel(system, attempt, job_id)
-            await _quietly(system.client.rm(attempt.system, attempt.home, patience=1))
+            # For as long as the caller's own limit allows.
+            for job_id in await outlast(lambda: _ids(system, attempt), 60):
+                await outlast(lambda job_id=job_id: _cancel(system, attempt, job_id), 60)  # type: ignore[misc]
+            await outlast(lambda: _remove(system, attempt), 60)
         attempt.stopped = True
         attempt.save()
     return []
@@ -69,11 +71,11 @@ async def _agent_leaves(box: Box, attempt: Attempt, within: float) -> bool:
         return False
     try:
         async with asyncio.timeout(within):
-            state = await box.state(patience=1)
+            state = await outlast(lambda: box.state(patience=1), within)
             if state is None or state.status == "ended":
                 return False
             await box.post("stop", "cleanup", b"exit 0\n")
-            while await box.state(patience=1) is not None:  # noqa: ASYNC110 (what we wait for is far away)
+            while await outlast(lambda: box.state(patience=1), within) is not None:  # noqa: ASYNC110 (it is far away)
                 await asyncio.sleep(0.2)
             return True
     except (*PASSING, TimeoutError):
@@ -100,6 +102,10 @@ async def _cancel(system: System, attempt: Attempt, job_id: str) -> None:
             return
         if not all(JobState.parse(row.state).is_terminal for row in rows):
             raise
+
+
+async def _remove(system: System, attempt: Attempt) -> None:
+    await _quietly(system.client.rm(attempt.system, attempt.home, patience=1))
 
 
 async def _quietly(work: Awaitable[None]) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import hpcbridge
+from hpcbridge_gitlab.patience import outlast
 from hpcbridge_gitlab.records import Records, write_json
 from hpcbridge_gitlab.site import opened
 
@@ -42,6 +43,13 @@ def _answer(home: str, system: str) -> dict[str, Any]:
     }
 
 
+async def _asked(settings: Settings, rule: Rule) -> dict[str, str]:
+    async with opened(settings, rule.site, rule.system) as system:
+        name, user = await system.resolve(), await system.user()
+        root = rule.root.replace("{user}", user) if rule.root else f"{await system.home()}/{FOLDER}"
+    return {"site": rule.site, "system": name, "user": user, "root": root.rstrip("/")}
+
+
 async def _place(settings: Settings, rule: Rule) -> dict[str, str]:
     """Site, system, user and root directory of a rule; asked for once and kept, as it costs several requests."""
     cache = settings.state / "places.json"
@@ -53,9 +61,6 @@ async def _place(settings: Settings, rule: Rule) -> dict[str, str]:
     except (OSError, ValueError):
         known = {}
     if key not in known or not rule.site:  # an environment may change
-        async with opened(settings, rule.site, rule.system) as system:
-            name, user = await system.resolve(), await system.user()
-            root = rule.root.replace("{user}", user) if rule.root else f"{await system.home()}/{FOLDER}"
-        known[key] = {"site": rule.site, "system": name, "user": user, "root": root.rstrip("/")}
+        known[key] = await outlast(lambda: _asked(settings, rule), settings.driver.patience)
         write_json(cache, known)
     return dict(known[key])

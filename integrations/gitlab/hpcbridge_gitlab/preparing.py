@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 from hpcbridge.errors import HpcBridgeError, JobNotFound
 from hpcbridge.jobs.names import job_name
 from hpcbridge_gitlab import agent, verdicts, wishes
-from hpcbridge_gitlab.box import PASSING, Box
+from hpcbridge_gitlab.box import Box
 from hpcbridge_gitlab.hosting import check_hooks
 from hpcbridge_gitlab.output import say
+from hpcbridge_gitlab.patience import PASSING
 from hpcbridge_gitlab.records import Records, current
 from hpcbridge_gitlab.site import opened
 from hpcbridge_gitlab.verdicts import NEVER, Cause, Stop
@@ -84,7 +85,8 @@ class _Preparing:
         await self.box.outlast(lambda: client.mkdir(attempt.system, attempt.box, parents=True))
         await self.box.outlast(lambda: client.chmod(attempt.system, attempt.home, "700"))
         await self.box.outlast(self.box.touch)
-        job = await self.system.submit(spec, attempt.key)
+        # The same key finds the same job, however often it is said.
+        job = await self.box.outlast(lambda: self.system.submit(spec, attempt.key))
         attempt.job_id = job.id
         attempt.save()
         charged = f", account {attempt.account}" if attempt.account else ""
