@@ -81,7 +81,7 @@ test-airflow: env-airflow ## the Airflow provider alone
 test-aiida: env-aiida ## the AiiDA plugin alone
 	$(AIIDA)/pytest tests/aiida $(PYTEST_ARGS)
 test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
-	$(JUPYTERHUB)/pytest tests/jupyterhub $(PYTEST_ARGS)
+	$(JUPYTERHUB)/pytest -n 3 --dist loadfile tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
 	$(REFRAME)/pytest tests/reframe $(PYTEST_ARGS)
 test-gitlab: env-gitlab ## the GitLab executor alone
