@@ -99,14 +99,15 @@ def fleet(cluster: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> 
     ):
         light = {"command": ["python3", "-c", LIGHT]}
         systems: dict[str, dict[str, Any]] = {"now": light, "silent": {"command": ["sleep", "1000"]}}
+        systems["gated"] = {**light, "url": gate.url}
         for index, job in enumerate(jobs):
             systems[f"q{index}"] = {**light, "directives": [f"--dependency=afterany:{job}"]}
+            systems[f"gated-q{index}"] = {**systems[f"q{index}"], "url": gate.url}
         hub = Hub(
             tmp_path_factory.mktemp("faults"),
             cluster,
             systems=systems,
             traits={"FirecRESTSpawner": {"accounting_lag": 3, "stop_timeout": 5, "submit_grace": 1}},
-            firecrest=gate.url,
             environment={"AUTH_TOKEN_URL": f"{issuer.url}/auth/token"},
             extra="c.Spawner.pre_spawn_hook = lambda spawner: setattr("
             "spawner, 'start_timeout', 4 if spawner.name.startswith('late') else 3600)",
@@ -267,7 +268,7 @@ def test_delete_during_the_submit_leaves_no_job(fleet: Fleet, state: str, fate: 
     name = f"delete-{state}-{fate}"
     fleet.gate.rates, fleet.gate.late_by = {fate: 1.0}, 4.0
     before = fleet.gate.fates[fate]
-    fleet.start(name, fleet.queue()[0] if state == "pending" else "now")
+    fleet.start(name, f"gated-{fleet.queue()[0]}" if state == "pending" else "gated")
     wait_for(lambda: fleet.gate.fates[fate] > before, 30, "the submit to be under way")
     fleet.hub.stop_server("alice", name)
     fleet.hub.wait_gone("alice", name)
@@ -298,7 +299,7 @@ def test_hub_killed(fleet: Fleet, state: str) -> None:
 def test_hub_killed_in_the_submit(fleet: Fleet) -> None:
     """The answer to the POST never comes; the next process finds the job by its name."""
     fleet.gate.rates, before = {"hold": 1.0}, fleet.gate.delivered
-    fleet.start("killed-submit", "now")
+    fleet.start("killed-submit", "gated")
     wait_for(lambda: fleet.gate.delivered > before, 30, "the submit to be under way")
     fleet.hub.kill()
     fleet.gate.rates = {}
@@ -311,7 +312,7 @@ def test_hub_killed_in_the_submit(fleet: Fleet) -> None:
 def test_hub_killed_before_the_submit(fleet: Fleet) -> None:
     """The intention is known, and nothing was sent: after a restart the hub has no such server, nor is there a job."""
     fleet.gate.rates, before = {"undelivered": 1.0}, fleet.gate.fates["undelivered"]
-    fleet.start("killed-before", "now")
+    fleet.start("killed-before", "gated")
     wait_for(lambda: fleet.gate.fates["undelivered"] > before, 30, "the submit to be tried")
     fleet.hub.kill()
     fleet.gate.rates = {}
