@@ -78,6 +78,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     def __init__(self, **kwargs: Any) -> None:
         """As the hub does."""
         super().__init__(**kwargs)
+        self._backend: Backend | None = None
         self._state: ServerState | None = None
         self._job: ServerJob | None = None
         self._submitting: asyncio.Task[None] | None = None
@@ -100,7 +101,9 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     @property
     def backend(self) -> Backend:
         """What all servers of this hub share. Raises ConfigurationError."""
-        return Backend.of(self)
+        if self._backend is None:
+            self._backend = Backend.of(self)
+        return self._backend
 
     # -- options -----------------------------------------------------------------------------------------------------
 
@@ -217,6 +220,8 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         """Neither queue nor accounting know the job, nor does it answer; should it turn up again, it is ended."""
         self.backend.orphans.add(self.user.name, state)
         self.backend.keeper.kick()
+        if self._gauge is not None:
+            self._gauge.set(None)
 
     def _job_env(self, cluster: Cluster, state: ServerState) -> dict[str, str]:
         """The server's environment, and what the node's side needs; all of it travels in the job's private file."""
