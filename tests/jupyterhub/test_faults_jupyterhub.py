@@ -191,6 +191,15 @@ def test_outage(fleet: Fleet, outage_servers: dict[str, str], kind: str) -> None
         assert after != rotated
 
 
+def test_the_form_in_an_outage(fleet: Fleet) -> None:
+    """It is shown, says so, and a server can be asked for."""
+    fleet.cluster.post("/outage", {"kind": "hang", "seconds": 120})
+    page = fleet.client.get("hub/spawn/alice/formed")
+    assert page.status_code == 200
+    assert "does not answer now" in page.text
+    assert 'name="now:time"' in page.text
+
+
 @pytest.mark.parametrize("state", ["pending", "running"])
 def test_answer_of_the_submit_lost(fleet: Fleet, state: str) -> None:
     system, blocker = fleet.queue() if state == "pending" else ("now", None)

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 OFFER_FRESH = 300.0
 """Seconds for which partitions, reservations and accounts are not asked for again."""
+OFFER_REFUSED = 15.0
+"""Seconds for which a question that got no answer is not repeated: a form asks it for every system."""
 
 
 class Backend:
@@ -46,6 +48,7 @@ class Backend:
         self._services: dict[Any, _Service] = {}
         self._sites: dict[Cluster, Hpc] = {}
         self._asking: dict[Any, asyncio.Lock] = {}
+        self._unanswered: dict[Any, tuple[float, HpcBridgeError | None]] = {}
         self._kept: dict[Any, tuple[float, Any]] = {}
 
     @classmethod
@@ -144,14 +147,21 @@ class Backend:
 
     async def _fresh(self, key: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with self._asking.setdefault(key, asyncio.Lock()):
+            now = time.monotonic()
             asked, value = self._kept.get(key, (float("-inf"), None))
-            if time.monotonic() - asked > OFFER_FRESH:
-                try:
-                    async with asyncio.timeout(10):
-                        value = await ask()
-                except TimeoutError:
-                    raise HpcBridgeError(f"no answer about the {key[1]}") from None
-                self._kept[key] = (time.monotonic(), value)
+            if now - asked < OFFER_FRESH:
+                return value
+            failed, failure = self._unanswered.get(key, (float("-inf"), None))
+            if failure is not None and now - failed < OFFER_REFUSED:
+                raise failure
+            try:
+                async with asyncio.timeout(10):
+                    value = await ask()
+            except (TimeoutError, HpcBridgeError) as error:
+                failure = HpcBridgeError(f"no answer about the {key[1]}: {error}")
+                self._unanswered[key] = (time.monotonic(), failure)
+                raise failure from None
+            self._kept[key] = (time.monotonic(), value)
             return value
 
 

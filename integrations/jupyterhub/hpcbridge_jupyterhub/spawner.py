@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +174,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     async def _bring_up(self, wanted: options.ServerOptions) -> tuple[str, int]:
         assert self._progress is not None
         cluster = self.backend.clusters[wanted.system]
-        self._state = ServerState.begin(wanted.system, self.name)
+        self._state = ServerState.begin(wanted.system, self.name).with_(minutes=wanted.time or cluster.time)
         self._save(self._state)
         job = self._job = self._job_of(self._state)
         self._progress.tell(5, f"Submitting a job to {cluster.title}")
@@ -183,7 +183,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         # Shielded: who interrupts the start must not leave a POST behind of which nobody knows.
         await asyncio.shield(self._submitting)
         self._progress.tell(15, f"The job {job.state.job_id} was submitted to {cluster.title}")
-        host, port = await job.place(timedelta(minutes=wanted.time or cluster.time))
+        host, port = await job.place()
         self._progress.tell(90, f"The server listens on {host}, until {self.ends_at:%Y-%m-%d %H:%M} UTC at the latest")
         return host, port
 
@@ -259,12 +259,10 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
                 job.remember(code=1)
                 return
             if job.state.host is None:
-                cluster = self.backend.clusters[job.state.system]
-                wanted = options.check(self.user_options or self.orm_spawner.user_options or {}, self.backend.clusters)
-                await job.place(timedelta(minutes=wanted.time or cluster.time))
+                await job.place()
             elif job.service is not None:
                 job.watch()
-        except (HpcBridgeError, ValueError) as error:
+        except HpcBridgeError as error:
             self.log.warning("%s could not be taken up: %s", self._log_name, error)
 
     async def get_url(self) -> str:
