@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jupyterhub.spawner import Spawner
 from traitlets import Bool, Dict, Float, Integer, default
 
-from hpcbridge.errors import HpcBridgeError
+from hpcbridge.errors import ConfigurationError, HpcBridgeError
 from hpcbridge_jupyterhub import form, metrics, options
 from hpcbridge_jupyterhub.backend import Backend, session_of
 from hpcbridge_jupyterhub.failures import explained
@@ -204,7 +204,13 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
             self.log.info("submit for %s: %s", self._log_name, error)
 
     def _job_of(self, state: ServerState) -> ServerJob:
-        cluster = self.backend.clusters[state.system]
+        cluster = self.backend.clusters.get(state.system)
+        if cluster is None:
+            raise ConfigurationError(
+                f"the server runs on {state.system}, which is not configured any more",
+                job_id=state.job_id,
+                hint="Put it back into FirecRESTSpawner.systems until its servers have ended",
+            )
         service = self.backend.service(state.system)
         self._gauge = metrics.StateGauge(state.system)
         hpc, lag = self.backend.as_user(self.user, cluster), self.accounting_lag
@@ -270,7 +276,10 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
         It also waits through an outage between hub and node: the hub gives a server up that it cannot reach.
         """
-        self._resume()
+        try:
+            self._resume()
+        except HpcBridgeError as error:
+            self.log.error("%s: %s", self._log_name, error)
         while self._state is not None and self._state.code is None:
             if self._state.host is not None and await self._answers():
                 return self._own_url()
