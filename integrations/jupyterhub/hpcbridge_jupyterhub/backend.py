@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 
+from hpcbridge._preload import preload
 from hpcbridge.errors import HpcBridgeError
 from hpcbridge.jobs.watch import JobWatcher, WatchPolicy
 from hpcbridge_jupyterhub.clusters import Cluster, parse_clusters
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from hpcbridge.firecrest.models import UserInfo
 
 log = logging.getLogger(__name__)
+
+preload()  # while the hub starts, rather than when it serves
 
 OFFER_FRESH = 300.0
 """Seconds for which partitions, reservations and accounts are not asked for again."""
