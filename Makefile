@@ -55,6 +55,14 @@ $(ENVS)/cluster/.ready: constraints/cluster.txt | $(UV)
 	$(UV) pip install --quiet --compile-bytecode --python $(ENVS)/cluster/bin/python -r constraints/cluster.txt
 	touch $@
 
+# The oldest JupyterHub that is supported, beside the one that the adapter is developed on.
+.PHONY: env-jupyterhub55
+env-jupyterhub55: $(ENVS)/jupyterhub55/.ready ## make the environment of JupyterHub 5.5, for its smoke test
+$(ENVS)/jupyterhub55/.ready: pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENVS)/jupyterhub55
+	$(UV) pip install --quiet --python $(ENVS)/jupyterhub55/bin/python -c constraints/core.txt -e '.[jupyterhub]' 'jupyterhub==5.5.*'
+	touch $@
+
 # JupyterHub's proxy, a program of Node.js.
 .PHONY: env-proxy
 env-proxy: $(ENVS)/proxy/.ready ## install configurable-http-proxy
@@ -80,8 +88,8 @@ test-airflow: env-airflow ## the Airflow provider alone
 	$(AIRFLOW)/pytest tests/airflow $(PYTEST_ARGS)
 test-aiida: env-aiida ## the AiiDA plugin alone
 	$(AIIDA)/pytest tests/aiida $(PYTEST_ARGS)
-test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
-	$(JUPYTERHUB)/pytest tests/jupyterhub $(PYTEST_ARGS)
+test-jupyterhub: env-jupyterhub env-cluster env-proxy $(if $(CI),env-jupyterhub55) ## the JupyterHub spawner alone
+	$(JUPYTERHUB)/pytest -n 3 --dist loadfile tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
 	$(REFRAME)/pytest tests/reframe $(PYTEST_ARGS)
 test-gitlab: env-gitlab ## the GitLab executor alone
@@ -99,7 +107,7 @@ prove-airflow: env-airflow ## the Airflow provider with its full figures
 	HPCBRIDGE_PROVE=1 $(AIRFLOW)/pytest tests/airflow --timeout=3000 $(PYTEST_ARGS)
 prove-aiida: env-aiida ## the AiiDA plugin with its full figures
 	HPCBRIDGE_PROVE=1 $(AIIDA)/pytest tests/aiida --timeout=3000 $(PYTEST_ARGS)
-prove-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner with its full figures
+prove-jupyterhub: env-jupyterhub env-cluster env-proxy env-jupyterhub55 ## the JupyterHub spawner with its full figures
 	HPCBRIDGE_PROVE=1 $(JUPYTERHUB)/pytest tests/jupyterhub --timeout=3000 $(PYTEST_ARGS)
 prove-reframe: env-reframe ## the ReFrame backend with its full figures
 	HPCBRIDGE_PROVE=1 $(REFRAME)/pytest tests/reframe --timeout=3000 $(PYTEST_ARGS)

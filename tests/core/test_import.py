@@ -68,3 +68,17 @@ def test_help_shows_the_sandbox_without_importing_it() -> None:
     loaded = set(done.stderr.split())
     assert not {name for name in loaded if name.startswith("hpcbridge_sandbox")}
     assert not loaded & {"httpx", "pydantic", "fastapi", "authlib"}
+
+
+def test_preload_leaves_nothing_heavy_for_later() -> None:
+    code = (
+        "import sys, hpcbridge._preload as p; p.preload(); before = set(sys.modules)\n"
+        "from authlib.integrations.httpx_client import AsyncOAuth2Client\n"
+        "from firecrest.v2 import AsyncFirecrest\n"
+        "import hpcbridge.jobs.submit, hpcbridge.http.session\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", code], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")

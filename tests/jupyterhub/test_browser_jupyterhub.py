@@ -66,7 +66,7 @@ def test_from_login_to_stop(machine: SandboxProcess, tmp_path: Path, request: py
         browser.until(lambda driver: "/user/alice/lab" in driver.current_url, "the address of JupyterLab")
         browser.click(".jp-LauncherCard[data-category='Notebook']")
         browser.find(".jp-Notebook .jp-CodeCell .cm-content")
-        browser.text(".jp-Notebook-ExecutionIndicator, .jp-Toolbar-kernelName", "")
+        browser.text("#jp-main-statusbar", "| Idle")  # before that, what is run is not kept for the kernel
         job = hub.state("alice")["job_id"]
         source = f"import os, socket; x = 41; print('job', os.environ['SLURM_JOB_ID'], os.path.exists('{tmp_path}'))"
         assert f"job {job} False" in browser.run_cell(source, 1, "job ")

@@ -20,7 +20,7 @@ import pytest
 
 from hpcbridge_jupyterhub.state import slug
 from support.jupyterhub_hub import LIGHT, Hub, blockers, cancel, job_state, live, servers_of, wait_for
-from support.jupyterhub_issuer import issuer_proxy
+from support.jupyterhub_proxies import proxy_before
 from support.proxy import Proxy
 from support.sandbox import SandboxProcess
 
@@ -36,6 +36,7 @@ class Fleet:
     hub: Hub
     cluster: SandboxProcess
     issuer: Proxy
+    gate: Proxy
     blockers: list[str]
     client: httpx.Client
     used: int = 0
@@ -68,20 +69,22 @@ class Fleet:
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # ended meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     def answers(self, name: str) -> bool:
         """Whether the user reaches the server through the hub's proxy."""
         answer = self.client.get(f"user/alice/{name}/api", follow_redirects=False)
         return answer.status_code == 200 and "x-jupyterhub-version" in answer.headers
 
-    def posts(self) -> int:
-        """Submits that have reached the server."""
-        return int(self.cluster.get("/requests")["counts"].get("POST /compute/{}/jobs", 0))
-
     def jobs(self, name: str) -> list[dict[str, Any]]:
         """Every job that a server ever had."""
         return [row for row in servers_of(self.cluster) if row["name"].startswith(f"{slug(name)}.")]
+
+    def all_cancelled(self, name: str) -> bool:
+        """Whether its jobs, of which there must be some, have been cancelled; a listing may leave them out."""
+        rows = self.jobs(name)
+        return bool(rows) and all(row["status"]["state"].startswith("CANCELLED") for row in rows)
 
     def one_job(self, name: str) -> dict[str, Any]:
         """The only job that a server ever had."""
@@ -93,11 +96,18 @@ class Fleet:
 @pytest.fixture(scope="module")
 def fleet(cluster: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     count = 16
-    with issuer_proxy(cluster.token_url.removesuffix("/auth/token")) as issuer, blockers(cluster, count) as jobs:
+    base = cluster.token_url.removesuffix("/auth/token")
+    with (
+        proxy_before(base, "/auth/token") as issuer,
+        proxy_before(base, "/compute/*/jobs") as gate,
+        blockers(cluster, count) as jobs,
+    ):
         light = {"command": ["python3", "-c", LIGHT]}
         systems: dict[str, dict[str, Any]] = {"now": light, "silent": {"command": ["sleep", "1000"]}}
+        systems["gated"] = {**light, "url": gate.url}
         for index, job in enumerate(jobs):
             systems[f"q{index}"] = {**light, "directives": [f"--dependency=afterany:{job}"]}
+            systems[f"gated-q{index}"] = {**systems[f"q{index}"], "url": gate.url}
         hub = Hub(
             tmp_path_factory.mktemp("faults"),
             cluster,
@@ -108,7 +118,7 @@ def fleet(cluster: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> 
             "spawner, 'start_timeout', 4 if spawner.name.startswith('late') else 3600)",
         )
         with hub:
-            fleet = Fleet(hub, cluster, issuer, jobs, hub.login("alice"))
+            fleet = Fleet(hub, cluster, issuer, gate, jobs, hub.login("alice"))
             yield fleet
         cluster.reset()
         for row in live(servers_of(cluster)):
@@ -119,7 +129,7 @@ def fleet(cluster: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> 
 def back_to_normal(fleet: Fleet) -> Iterator[None]:
     yield
     fleet.cluster.reset()
-    fleet.issuer.rates = {}
+    fleet.issuer.rates, fleet.gate.rates = {}, {}
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +189,15 @@ def test_outage(fleet: Fleet, outage_servers: dict[str, str], kind: str) -> None
     if kind == "token-rotated":
         after = hub.api("GET", "users/alice")["auth_state"]["refresh_token"]
         assert after != rotated
+
+
+def test_the_form_in_an_outage(fleet: Fleet) -> None:
+    """It is shown, says so, and a server can be asked for."""
+    fleet.cluster.post("/outage", {"kind": "hang", "seconds": 120})
+    page = fleet.client.get("hub/spawn/alice/formed")
+    assert page.status_code == 200
+    assert "does not answer now" in page.text
+    assert 'name="now:time"' in page.text
 
 
 @pytest.mark.parametrize("state", ["pending", "running"])
@@ -257,21 +276,18 @@ def test_start_time_out_cancels_the_job(fleet: Fleet, state: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["pending", "running"])
-@pytest.mark.parametrize("answer", ["heard", "lost"])
-def test_delete_during_the_submit_leaves_no_job(fleet: Fleet, state: str, answer: str) -> None:
-    name = f"delete-{state}-{answer}"
-    rules = [{"method": "POST", "path": "/compute/*/jobs", "kind": "latency", "seconds": 4, "count": 1}]
-    if answer == "lost":
-        rules.append({"method": "POST", "path": "/compute/*/jobs", "kind": "drop_after", "count": 1})
-    fleet.cluster.post("/faults", rules)
-    before = fleet.posts()
-    fleet.start(name, fleet.queue()[0] if state == "pending" else "now")
-    wait_for(lambda: fleet.posts() > before, 30, "the submit to be under way")
-    assert not fleet.jobs(name)
+@pytest.mark.parametrize("fate", ["hold", "late"])
+def test_delete_during_the_submit_leaves_no_job(fleet: Fleet, state: str, fate: str) -> None:
+    """The answer does not come; or the connection breaks and the job is made some seconds later."""
+    name = f"delete-{state}-{fate}"
+    fleet.gate.rates, fleet.gate.late_by = {fate: 1.0}, 4.0
+    before = fleet.gate.fates[fate]
+    fleet.start(name, f"gated-{fleet.queue()[0]}" if state == "pending" else "gated")
+    wait_for(lambda: fleet.gate.fates[fate] > before, 30, "the submit to be under way")
     fleet.hub.stop_server("alice", name)
     fleet.hub.wait_gone("alice", name)
     wait_for(lambda: fleet.jobs(name), 30, "the job that nobody wants any more")
-    wait_for(lambda: fleet.one_job(name)["status"]["state"].startswith("CANCELLED"), 60, "the job to be cancelled")
+    wait_for(lambda: fleet.all_cancelled(name), 60, "the job to be cancelled")
 
 
 @pytest.mark.parametrize("state", ["pending", "running"])
@@ -296,16 +312,27 @@ def test_hub_killed(fleet: Fleet, state: str) -> None:
 
 def test_hub_killed_in_the_submit(fleet: Fleet) -> None:
     """The answer to the POST never comes; the next process finds the job by its name."""
-    fleet.cluster.post(
-        "/faults", [{"method": "POST", "path": "/compute/*/jobs", "kind": "latency", "seconds": 3, "count": 1}]
-    )
-    before = fleet.posts()
-    fleet.start("killed-submit", "now")
-    wait_for(lambda: fleet.posts() > before, 30, "the submit to be under way")
-    fleet.hub.restart()
+    fleet.gate.rates, before = {"hold": 1.0}, fleet.gate.delivered
+    fleet.start("killed-submit", "gated")
+    wait_for(lambda: fleet.gate.delivered > before, 30, "the submit to be under way")
+    fleet.hub.kill()
+    fleet.gate.rates = {}
+    fleet.hub.start()
     fleet.hub.wait_ready("alice", "killed-submit", 120)
     wait_for(lambda: fleet.answers("killed-submit"), 30)
     fleet.one_job("killed-submit")
+
+
+def test_hub_killed_before_the_submit(fleet: Fleet) -> None:
+    """The intention is known, and nothing was sent: after a restart the hub has no such server, nor is there a job."""
+    fleet.gate.rates, before = {"undelivered": 1.0}, fleet.gate.fates["undelivered"]
+    fleet.start("killed-before", "gated")
+    wait_for(lambda: fleet.gate.fates["undelivered"] > before, 30, "the submit to be tried")
+    fleet.hub.kill()
+    fleet.gate.rates = {}
+    fleet.hub.start()
+    fleet.hub.wait_gone("alice", "killed-before", 120)
+    assert not fleet.jobs("killed-before")
 
 
 def test_stopped_in_an_outage_is_ended_after_it(fleet: Fleet) -> None:

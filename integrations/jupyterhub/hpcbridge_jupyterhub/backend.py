@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 
+from hpcbridge._preload import preload
 from hpcbridge.errors import HpcBridgeError
 from hpcbridge.jobs.watch import JobWatcher, WatchPolicy
 from hpcbridge_jupyterhub.clusters import Cluster, parse_clusters
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+preload()  # while the hub starts, rather than when it serves
+
 OFFER_FRESH = 300.0
 """Seconds for which partitions, reservations and accounts are not asked for again."""
+OFFER_REFUSED = 15.0
+"""Seconds for which a question that got no answer is not repeated: a form asks it for every system."""
 
 
 class Backend:
@@ -43,9 +48,11 @@ class Backend:
         self._session: Session = session_of(spawner)
         self.orphans = Orphans(self._session)
         self.keeper = Keeper(self, spawner.accounting_lag)
-        self._services: dict[str, _Service] = {}
+        self._services: dict[Any, _Service] = {}
         self._sites: dict[Cluster, Hpc] = {}
-        self._kept: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._asking: dict[Any, asyncio.Lock] = {}
+        self._unanswered: dict[Any, tuple[float, HpcBridgeError | None]] = {}
+        self._kept: dict[Any, tuple[float, Any]] = {}
 
     @classmethod
     def of(cls, spawner: Any) -> Backend:
@@ -73,12 +80,14 @@ class Backend:
 
     def service(self, key: str) -> _Service | None:
         """The watching service of a system, where one is configured."""
-        if key not in self._services:
-            hpc = self.clusters[key].as_service()
+        cluster = self.clusters[key]
+        same = (cluster.machine, cluster.service)
+        if same not in self._services:
+            hpc = cluster.as_service()
             if hpc is None:
                 return None
-            self._services[key] = _Service(hpc, self.clusters[key])
-        return self._services[key]
+            self._services[same] = _Service(hpc, cluster)
+        return self._services[same]
 
     # -- what a system offers ----------------------------------------------------------------------------------------
 
@@ -91,9 +100,9 @@ class Backend:
                 system = hpc.system(cluster.system)
                 await system.resolve()
                 partitions, reservations, info = await asyncio.gather(
-                    self._partitions(key, cluster, system),
-                    self._reservations(key, cluster, system),
-                    self._userinfo(key, cluster, system, user.name),
+                    self._partitions(cluster, system),
+                    self._reservations(cluster, system),
+                    self._userinfo(cluster, system, user.name),
                     return_exceptions=True,
                 )
         except HpcBridgeError as error:
@@ -114,39 +123,49 @@ class Backend:
         """What was heard lately of a system; nothing is asked."""
         lists: dict[str, list[str]] = {}
         for kind in ("partitions", "reservations"):
-            asked, rows = self._kept.get((key, kind), (float("-inf"), None))
+            asked, rows = self._kept.get((self.clusters[key].machine, kind), (float("-inf"), None))
             if rows is not None and time.monotonic() - asked < OFFER_FRESH:
                 lists[kind] = [str(row["name"]) for row in rows if row.get("name")]
         return Offer(partitions=lists.get("partitions"), reservations=lists.get("reservations"))
 
-    async def _partitions(self, key: str, cluster: Cluster, system: System) -> list[str] | None:
+    async def _partitions(self, cluster: Cluster, system: System) -> list[str] | None:
         if cluster.partitions is not None:
             return list(cluster.partitions)
-        rows = await self._fresh((key, "partitions"), lambda: system.client.partitions(system.name))
+        rows = await self._fresh((cluster.machine, "partitions"), lambda: system.client.partitions(system.name))
         return [str(row["name"]) for row in rows if row.get("name")]
 
-    async def _reservations(self, key: str, cluster: Cluster, system: System) -> list[str] | None:
+    async def _reservations(self, cluster: Cluster, system: System) -> list[str] | None:
         if cluster.reservations is not None:
             return list(cluster.reservations)
-        rows = await self._fresh((key, "reservations"), lambda: system.client.reservations(system.name))
+        rows = await self._fresh((cluster.machine, "reservations"), lambda: system.client.reservations(system.name))
         return [str(row["name"]) for row in rows if row.get("name")]
 
-    async def _userinfo(self, key: str, cluster: Cluster, system: System, user: str) -> UserInfo | None:
+    async def _userinfo(self, cluster: Cluster, system: System, user: str) -> UserInfo | None:
         if cluster.accounts is not None:
             return None
-        found: UserInfo = await self._fresh((key, f"user {user}"), lambda: system.client.userinfo(system.name))
+        found: UserInfo = await self._fresh(
+            (cluster.machine, f"user {user}"), lambda: system.client.userinfo(system.name)
+        )
         return found
 
-    async def _fresh(self, key: tuple[str, str], ask: Callable[[], Awaitable[Any]]) -> Any:
-        asked, value = self._kept.get(key, (float("-inf"), None))
-        if time.monotonic() - asked > OFFER_FRESH:
+    async def _fresh(self, key: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
+        async with self._asking.setdefault(key, asyncio.Lock()):
+            now = time.monotonic()
+            asked, value = self._kept.get(key, (float("-inf"), None))
+            if now - asked < OFFER_FRESH:
+                return value
+            failed, failure = self._unanswered.get(key, (float("-inf"), None))
+            if failure is not None and now - failed < OFFER_REFUSED:
+                raise failure
             try:
                 async with asyncio.timeout(10):
                     value = await ask()
-            except TimeoutError:
-                raise HpcBridgeError(f"no answer about the {key[1]} of {key[0]}") from None
+            except (TimeoutError, HpcBridgeError) as error:
+                failure = HpcBridgeError(f"no answer about the {key[1]}: {error}")
+                self._unanswered[key] = (time.monotonic(), failure)
+                raise failure from None
             self._kept[key] = (time.monotonic(), value)
-        return value
+            return value
 
 
 class _Service:

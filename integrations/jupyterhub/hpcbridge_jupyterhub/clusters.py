@@ -126,6 +126,11 @@ class Cluster(_Model):
             raise ValueError("must be first-last, between 1024 and 65535")
         return value
 
+    @property
+    def machine(self) -> tuple[str | None, ...]:
+        """What several entries for one machine (with other limits or directives) have in common."""
+        return self.site, self.url, self.system
+
     def resolved_site(self) -> Site:
         """The deployment. Raises ConfigurationError."""
         given = {"url": self.url, "token_url": self.token_url, "ca_file": self.ca_file, "proxy": self.proxy}

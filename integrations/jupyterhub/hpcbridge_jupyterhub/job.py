@@ -190,7 +190,7 @@ class ServerJob:
 
     # -- the server's place ------------------------------------------------------------------------------------------
 
-    async def place(self, limit: timedelta) -> tuple[str, int]:
+    async def place(self) -> tuple[str, int]:
         """Wait for the job to start and say where its server listens.
 
         Raises JobFailed with the log's last lines when it ends before that, ConfigurationError for a place that is not
@@ -204,7 +204,8 @@ class ServerJob:
             if self.info is not None and not self.info.state.is_queued and (word := await self._word()) is not None:
                 host, port = self.cluster.check_host(word.get("host"), word.get("port"))
                 started = self.info.started or datetime.now(UTC)
-                self.remember(host=host, port=port, ends=(started + limit).isoformat())
+                ends = started + timedelta(minutes=self.state.minutes or self.cluster.time)
+                self.remember(host=host, port=port, ends=ends.isoformat())
                 break
             self._news.clear()
             with contextlib.suppress(TimeoutError):

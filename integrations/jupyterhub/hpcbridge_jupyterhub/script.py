@@ -29,7 +29,7 @@ def batch_script(cluster: Cluster, command: Sequence[str]) -> str:
     return (
         "#!/bin/bash\n"
         + (f"{prologue}\n" if prologue else "")
-        + f"{shlex.quote(cluster.python)} /dev/fd/3 {words} 3<<'{_END}'\n{_node_side()}{_END}\n"
+        + f"exec {shlex.quote(cluster.python)} /dev/fd/3 {words} 3<<'{_END}'\n{_node_side()}{_END}\n"
     )
 
 

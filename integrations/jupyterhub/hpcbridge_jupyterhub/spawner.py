@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyterhub.spawner import Spawner
 from traitlets import Bool, Dict, Float, Integer, default
 
-from hpcbridge.errors import HpcBridgeError
+from hpcbridge.errors import ConfigurationError, HpcBridgeError
 from hpcbridge_jupyterhub import form, metrics, options
 from hpcbridge_jupyterhub.backend import Backend, session_of
 from hpcbridge_jupyterhub.failures import explained
@@ -78,6 +78,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     def __init__(self, **kwargs: Any) -> None:
         """As the hub does."""
         super().__init__(**kwargs)
+        self._backend: Backend | None = None
         self._state: ServerState | None = None
         self._job: ServerJob | None = None
         self._submitting: asyncio.Task[None] | None = None
@@ -100,7 +101,9 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     @property
     def backend(self) -> Backend:
         """What all servers of this hub share. Raises ConfigurationError."""
-        return Backend.of(self)
+        if self._backend is None:
+            self._backend = Backend.of(self)
+        return self._backend
 
     # -- options -----------------------------------------------------------------------------------------------------
 
@@ -171,7 +174,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     async def _bring_up(self, wanted: options.ServerOptions) -> tuple[str, int]:
         assert self._progress is not None
         cluster = self.backend.clusters[wanted.system]
-        self._state = ServerState.begin(wanted.system, self.name)
+        self._state = ServerState.begin(wanted.system, self.name).with_(minutes=wanted.time or cluster.time)
         self._save(self._state)
         job = self._job = self._job_of(self._state)
         self._progress.tell(5, f"Submitting a job to {cluster.title}")
@@ -180,7 +183,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         # Shielded: who interrupts the start must not leave a POST behind of which nobody knows.
         await asyncio.shield(self._submitting)
         self._progress.tell(15, f"The job {job.state.job_id} was submitted to {cluster.title}")
-        host, port = await job.place(timedelta(minutes=wanted.time or cluster.time))
+        host, port = await job.place()
         self._progress.tell(90, f"The server listens on {host}, until {self.ends_at:%Y-%m-%d %H:%M} UTC at the latest")
         return host, port
 
@@ -201,7 +204,13 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
             self.log.info("submit for %s: %s", self._log_name, error)
 
     def _job_of(self, state: ServerState) -> ServerJob:
-        cluster = self.backend.clusters[state.system]
+        cluster = self.backend.clusters.get(state.system)
+        if cluster is None:
+            raise ConfigurationError(
+                f"the server runs on {state.system}, which is not configured any more",
+                job_id=state.job_id,
+                hint="Put it back into FirecRESTSpawner.systems until its servers have ended",
+            )
         service = self.backend.service(state.system)
         self._gauge = metrics.StateGauge(state.system)
         hpc, lag = self.backend.as_user(self.user, cluster), self.accounting_lag
@@ -217,6 +226,8 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         """Neither queue nor accounting know the job, nor does it answer; should it turn up again, it is ended."""
         self.backend.orphans.add(self.user.name, state)
         self.backend.keeper.kick()
+        if self._gauge is not None:
+            self._gauge.set(None)
 
     def _job_env(self, cluster: Cluster, state: ServerState) -> dict[str, str]:
         """The server's environment, and what the node's side needs; all of it travels in the job's private file."""
@@ -254,12 +265,10 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
                 job.remember(code=1)
                 return
             if job.state.host is None:
-                cluster = self.backend.clusters[job.state.system]
-                wanted = options.check(self.user_options or self.orm_spawner.user_options or {}, self.backend.clusters)
-                await job.place(timedelta(minutes=wanted.time or cluster.time))
+                await job.place()
             elif job.service is not None:
                 job.watch()
-        except (HpcBridgeError, ValueError) as error:
+        except HpcBridgeError as error:
             self.log.warning("%s could not be taken up: %s", self._log_name, error)
 
     async def get_url(self) -> str:
@@ -267,7 +276,10 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
         It also waits through an outage between hub and node: the hub gives a server up that it cannot reach.
         """
-        self._resume()
+        try:
+            self._resume()
+        except HpcBridgeError as error:
+            self.log.error("%s: %s", self._log_name, error)
         while self._state is not None and self._state.code is None:
             if self._state.host is not None and await self._answers():
                 return self._own_url()

@@ -32,6 +32,7 @@ class ServerState:
         name, job_id: of the job; None until they are known.
         spec: fingerprint of the specification.
         host, port: where the server listens; None until it does.
+        minutes: the job's time limit.
         ends: when the time limit ends the job.
         code: exit status once the job has ended.
     """
@@ -46,6 +47,7 @@ class ServerState:
     job_id: str | None = None
     host: str | None = None
     port: int | None = None
+    minutes: int | None = None
     ends: str | None = None
     code: int | None = None
 

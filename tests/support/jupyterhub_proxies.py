@@ -1,4 +1,4 @@
-"""A proxy before the issuer that can be told to fail, beside the tests' own thread."""
+"""A proxy that can be told to fail, in a thread of its own: before the issuer, and before FirecREST."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from support.proxy import Proxy, start_proxy
 
 
 @contextlib.contextmanager
-def issuer_proxy(upstream: str) -> Iterator[Proxy]:
-    """Every `POST /auth/token` passes; `rates` says how often it does not. Runs in a thread with a loop of its own."""
+def proxy_before(upstream: str, path: str) -> Iterator[Proxy]:
+    """Everything passes; `rates` says what happens to `POST` requests for `path` instead."""
     ready: list[Proxy] = []
     up, loop = threading.Event(), asyncio.new_event_loop()
     done = asyncio.Event()
 
     async def run() -> None:
-        async with start_proxy(upstream, {}, method="POST", path="/auth/token") as proxy:
+        async with start_proxy(upstream, {}, method="POST", path=path) as proxy:
             ready.append(proxy)
             up.set()
             await done.wait()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), name="issuer-proxy")
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), name="proxy")
     thread.start()
     up.wait(10)
     try:

@@ -1,0 +1,32 @@
+"""Import now what is otherwise imported when first used.
+
+For hosts whose event loop serves others too: an import of Authlib or pyfirecrest holds it for a good part of a second.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+
+_MODULES = (
+    "hpcbridge.credentials.factory",
+    "hpcbridge.firecrest.client",
+    "hpcbridge.http.session",
+    "hpcbridge.jobs.logs",
+    "hpcbridge.jobs.submit",
+    "hpcbridge.jobs.watch",
+    "hpcbridge.system",
+    "authlib.integrations.httpx_client",
+    "certifi",
+    "firecrest.v2",
+)
+
+
+def preload() -> None:
+    """Import them all; takes a second or so, once."""
+    with warnings.catch_warnings():
+        import authlib.deprecate  # noqa: F401 (puts its own filter first)
+
+        warnings.simplefilter("ignore")
+        for name in _MODULES:
+            import_module(name)
