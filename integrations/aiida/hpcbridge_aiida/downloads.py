@@ -137,6 +137,7 @@ class Downloads(Looking):
         names = {posixpath.relpath(path, root): path for path in paths}
         pattern = "[.]/\\(" + "\\|".join(_SPECIAL.sub(r"[\g<0>]", name) for name in names) + "\\)"
         archive = posixpath.join(root, f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
+        await self.session.will_make(archive)
         try:
             await self.client.compress(self.system, posixpath.join(root, "."), archive, pattern=pattern)
             data = await self.client.download(self.system, archive)
@@ -210,6 +211,7 @@ class Downloads(Looking):
             return None
         place = next((each for each in lineage(posixpath.dirname(source)) if self.session.is_trusted(each)), None)
         path = posixpath.join(place or await self.session.handle.home(), f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
+        await self.session.will_make(path)
         try:
             await self.client.compress(self.system, source, path, dereference=dereference)
             return await self.client.download(self.system, path)
@@ -225,6 +227,7 @@ class Downloads(Looking):
         from hpcbridge_aiida import batch
 
         path = posixpath.join(await self.session.handle.home(), f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
+        await self.session.will_make(path)
         command = batch.tar_command(path, posixpath.dirname(source), [posixpath.basename(source)], "z", "h")
         try:
             outcome = await batch.run_command(await self.session.transfer(), command)

@@ -298,10 +298,7 @@ class OnSite(Uploads):
         overwrite: bool = True,
         dereference: bool = False,
     ) -> None:
-        """Pack paths (with patterns) into an archive, with names relative to `root_dir`.
-
-        One path directly in `root_dir` is the server's own quick command, anything else one job.
-        """
+        """Pack paths (with patterns) into an archive, with names relative to `root_dir`, by one job."""
         target, root = absolute(remotedestination), absolute(root_dir)
         if await self.kind_of(root) is not Kind.DIRECTORY:
             raise OSError(f"The relative root {root_dir} does not exist, or is not a directory.")

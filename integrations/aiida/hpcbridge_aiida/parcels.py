@@ -200,6 +200,7 @@ class Delivery:
         session = self._session
         name = f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tar.gz"
         path = posixpath.join(base, name)
+        await session.will_make(path)
         try:
             await session.client.upload(session.system, base, name, archive)
         except PathNotFound:

@@ -13,7 +13,6 @@ import posixpath
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +22,7 @@ from hpcbridge.errors import ConfigurationError, HpcBridgeError, NotFound
 from hpcbridge_aiida import references
 from hpcbridge_aiida.paths import is_within, lineage
 from hpcbridge_aiida.references import Endpoint
+from hpcbridge_aiida.spool import Notes, spool_path
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FirecrestClient
@@ -57,6 +57,7 @@ class Session:
         from hpcbridge_aiida.parcels import Delivery
         from hpcbridge_aiida.watching import Watch
 
+        self._background: set[asyncio.Task[Any]] = set()
         self.endpoint, self.hpc, self.limits, self.handle = endpoint, hpc, limits, handle
         self.system = handle.name
         self.loop = asyncio.get_running_loop()
@@ -66,11 +67,12 @@ class Session:
         self.delivery = Delivery(self)
         self.watch = Watch(self)
         self._directory = state_directory() / "aiida" / "spool"
+        self._notes = Notes(spool_path(self._directory / "archives", self._identity, "").with_suffix(""))
+        self.spawn(self._remove_left_behind())
         self._seen: dict[str, float] = {}
         self._asked: set[str] = set()
         self._roots: set[str] = set()
         self._assumed: set[str] = set()
-        self._background: set[asyncio.Task[Any]] = set()
 
     @property
     def client(self) -> FirecrestClient:
@@ -159,9 +161,11 @@ class Session:
 
     def spool_path(self, root: str) -> Path:
         """Where the spool keeps what is under way to `root`."""
-        from hpcbridge_aiida.spool import spool_path
+        return spool_path(self._directory, self._identity, root)
 
-        return spool_path(self._directory, (self.hpc.site.url, self.hpc.credential.identity, self.system), root)
+    @property
+    def _identity(self) -> tuple[str, str, str]:
+        return self.hpc.site.url, self.hpc.credential.identity, self.system
 
     def parcel_of(self, path: str) -> Parcel | None:
         """The directory of our own making that `path` is in."""
@@ -239,18 +243,27 @@ class Session:
         task.add_done_callback(self._background.discard)
         return task
 
-    def remove_later(self, path: str) -> None:
-        """Remove an archive of ours that has been unpacked; nobody waits for it but `tidy`."""
-        self.spawn(self._remove(path)).set_name("hpcbridge-remove")
+    async def will_make(self, archive: str) -> None:
+        """An archive of ours is about to be made there; `remove_later` belongs to it."""
+        await asyncio.to_thread(self._notes.add, archive)
 
-    async def _remove(self, path: str) -> None:
-        with suppress(NotFound):
-            try:
-                await self.client.rm(self.system, path)
-            except NotFound:
-                raise
-            except HpcBridgeError as error:
-                log.warning("an archive of the upload stays on the system: %s", error)
+    def remove_later(self, archive: str) -> None:
+        """Remove an archive of ours that has served; nobody waits for it but `tidy`."""
+        self.spawn(self._remove(archive)).set_name("hpcbridge-remove")
+
+    async def _remove(self, archive: str) -> None:
+        try:
+            await self.client.rm(self.system, archive)
+        except NotFound:
+            pass
+        except HpcBridgeError as error:
+            log.warning("an archive of ours stays on the system for now: %s", error)
+            return
+        await asyncio.to_thread(self._notes.remove, archive)
+
+    async def _remove_left_behind(self) -> None:
+        for archive in await asyncio.to_thread(self._notes.left_behind):
+            await self._remove(archive)
 
     async def tidy(self) -> None:
         """Until archives that have been unpacked are gone; loops of a command line end with the command."""
