@@ -12,10 +12,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from aiida import engine, load_profile, orm
 from aiida.common.exceptions import NotExistent
 from aiida.plugins import WorkflowFactory
-
-from aiida import engine, load_profile, orm
 
 OPTIONS = {"resources": {"num_machines": 1, "num_mpiprocs_per_machine": 1}, "max_wallclock_seconds": 300}
 

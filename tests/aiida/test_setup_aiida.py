@@ -45,10 +45,7 @@ def test_by_aiidas_own_commands(
     [
         "hunter2-hunter2-hunter2",
         "plain:hunter2",
-        pytest.param(
-            "file:relative.toml",
-            marks=pytest.mark.xfail(strict=True, reason="a relative path is taken, and means the daemon's directory"),
-        ),
+        "file:relative.toml",
     ],
 )
 def test_a_secret_in_place_of_a_reference_is_refused(
@@ -125,9 +122,8 @@ def test_the_documentations_example(daemon: AiidaProfile, sandbox: SandboxProces
 
 def test_shell_jobs_in_the_daemon(daemon: AiidaProfile, sandbox: SandboxProcess, credential: Path) -> None:
     """aiida-shell with files both ways, several outputs by a pattern, and a command that fails."""
-    from aiida_shell import launch_shell_job
-
     from aiida import orm
+    from aiida_shell import launch_shell_job
 
     computer = make_ours("shells", sandbox, credential)
     metadata = {"computer": computer, **options()}
@@ -154,6 +150,7 @@ def test_shell_jobs_in_the_daemon(daemon: AiidaProfile, sandbox: SandboxProcess,
 def test_a_portable_code(daemon: AiidaProfile, sandbox: SandboxProcess, credential: Path, tmp_path: Path) -> None:
     """A program that AiiDA brings along: uploaded, made executable, run."""
     from aiida import engine, orm
+
     from support.aiida_calcs import PlannedJob
 
     (tmp_path / "bin").mkdir()
