@@ -55,9 +55,8 @@ class Batch:
     @classmethod
     def start(cls, code: Any) -> Batch:
         """Hand it over."""
-        from aiida.plugins import WorkflowFactory
-
         from aiida import engine, orm
+        from aiida.plugins import WorkflowFactory
 
         folder = orm.FolderData()
         folder.base.repository.put_object_from_bytes(b"nested\n", "a/nested.txt")
