@@ -181,6 +181,7 @@ class OnSite(Uploads):
                 raise FileNotFoundError(f"{posixpath.dirname(target)} does not exist on {self.system}")
             if self.coalesce and not parcel.has_operations:
                 self._touched.add(parcel)
+                await self.session.before_change(target)
                 await parcel.link(target, source)
                 return
         elif kind is not Kind.UNKNOWN:

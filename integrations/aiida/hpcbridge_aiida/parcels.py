@@ -20,6 +20,7 @@ from hpcbridge.errors import HpcBridgeError, PathNotFound
 from hpcbridge_aiida import batch
 from hpcbridge_aiida.failures import plain
 from hpcbridge_aiida.owned import Kind, OwnedTree
+from hpcbridge_aiida.paths import is_within
 from hpcbridge_aiida.spool import BLOCK, END, Operation, Record, SpoolFile
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ class Parcel:
     def has_operations(self) -> bool:
         """Whether something is to be done that a later file must not overtake."""
         return self._spool is not None and bool(self._spool.record.operations)
+
+    def reads(self, path: str) -> bool:
+        """Whether something that waits to be done reads what is at, in or above `path`."""
+        waiting = self._spool.record.operations if self._spool is not None else ()
+        return any(is_within(path, each.source) or is_within(each.source, path) for each in waiting if each.source)
 
     async def close(self) -> None:
         """Forget it; there is nothing left to be sent."""

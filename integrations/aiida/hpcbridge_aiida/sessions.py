@@ -174,10 +174,15 @@ class Session:
         return next((self.parcels[each] for each in lineage(path) if each in self.parcels), None)
 
     def parcels_at(self, path: str) -> list[Parcel]:
-        """Those that `path` is in, and those that are within it."""
+        """Those that `path` is in, those that are within it, and those in which a copy of it is still to be made."""
         above = self.parcel_of(path)
-        below = [parcel for root, parcel in self.parcels.items() if is_within(root, path) and parcel is not above]
-        return [above, *below] if above is not None else below
+        others = (each for each in self.parcels.values() if each is not above)
+        found = [each for each in others if is_within(each.root, path) or each.reads(path)]
+        return found if above is None else [above, *found]
+
+    async def before_change(self, path: str) -> None:
+        """Make the copies that still wait for what is at `path`, which is about to become something else."""
+        await self.delivery.send([parcel for parcel in self.parcels.values() if parcel.reads(path)])
 
     async def settle(self, *paths: str) -> None:
         """Send whatever has to do with `paths`, so that the system can be asked about them."""
@@ -206,10 +211,12 @@ class Session:
         where = posixpath.normpath(workdir)
         path = posixpath.join(where, filename)
         parcels = self.parcels_at(where)
-        if not parcels and path not in self.scripts:
-            parcels = await self._left_behind(where)
+        if self.parcel_of(where) is None and path not in self.scripts:
+            parcels += await self._left_behind(where)
         await self.delivery.send(parcels)
-        await self.drop(parcels)
+        await self.drop(
+            [parcel for parcel in parcels if is_within(parcel.root, where) or is_within(where, parcel.root)]
+        )
         text = self.scripts.pop(path, None)
         if text is None:
             text = (await self.client.download(self.system, path)).decode("utf-8", "surrogateescape")

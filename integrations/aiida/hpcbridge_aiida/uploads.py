@@ -103,7 +103,9 @@ class Uploads(Looking):
                 raise FileExistsError(f"{where} already exists on {self.system}")
         elif self.coalesce and self.session.is_assumed(posixpath.dirname(where)):
             # Its parent will be made with it: all there is to know is whether it is there already.
-            if (found := await self._peek(where)) is Kind.ABSENT:
+            if (found := await self._peek(where)) is Kind.ABSENT and ignore_existing:
+                self.session.assume(where)  # others may make it and use it as well
+            elif found is Kind.ABSENT:
                 await self._own(where, made=False)
             elif not (ignore_existing and found is Kind.DIRECTORY):
                 raise FileExistsError(f"{where} already exists on {self.system}")
@@ -120,7 +122,7 @@ class Uploads(Looking):
 
     async def _make_now(self, path: str, *, ignore_existing: bool) -> None:
         above = posixpath.dirname(path)
-        await self.session.settle(above)
+        await self.session.settle(path)
         try:
             await self.client.mkdir(self.system, path, parents=False)
         except AlreadyExists:
@@ -134,7 +136,8 @@ class Uploads(Looking):
             self.session.forget(above)
             await self.client.mkdir(self.system, path, parents=True)
         self.session.have_been_made([path])
-        await self._own(path, made=True)
+        if not ignore_existing:
+            await self._own(path, made=True)
 
     async def _own_new(self, directory: str) -> None:
         """Where `directory` was asked for and is not there: have it made by the job that copies into it."""
@@ -168,6 +171,7 @@ class Uploads(Looking):
     async def _directory(self, parcel: Parcel, path: str, mode: int = 0o755) -> None:
         """Make a directory in one of our own making."""
         self._touched.add(parcel)
+        await self.session.before_change(path)
         if self.coalesce:
             await parcel.directory(path, mode)
             return
@@ -239,6 +243,7 @@ class Uploads(Looking):
         """Put a file into a directory of our own making."""
         size = source.stat().st_size
         self._touched.add(parcel)
+        await self.session.before_change(target)
         await self._remember(source, target, size)
         if parcel.has_operations:
             await self.session.delivery.send([parcel])
