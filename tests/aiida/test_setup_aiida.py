@@ -40,14 +40,7 @@ def test_by_aiidas_own_commands(
     assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "hunter2-hunter2-hunter2",
-        "plain:hunter2",
-        "file:relative.toml",
-    ],
-)
+@pytest.mark.parametrize("value", ["hunter2-hunter2-hunter2", "plain:hunter2", "file:relative.toml"])
 def test_a_secret_in_place_of_a_reference_is_refused(
     profile: AiidaProfile, sandbox: SandboxProcess, credential: Path, value: str
 ) -> None:

@@ -155,11 +155,8 @@ def test_upload(profile: AiidaProfile, bench: Bench, case: Case) -> None:
     assert bench.there() == case.expected
 
 
-def test_what_an_upload_left_is_moved_away(request: Any, profile: AiidaProfile, bench: Bench) -> None:
+def test_what_an_upload_left_is_moved_away(profile: AiidaProfile, bench: Bench) -> None:
     """A worker died in the middle of it: the next one starts with a clean directory, and keeps what was there."""
-    if bench.side.plugin != "core.local":
-        reason = "a copy that waits is made after what the engine did next to its source"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     bench.upload(Case({}, sandbox=("x", "half")))
     bench.there()
     bench.upload(Case({}, sandbox=("x",)))

@@ -47,7 +47,7 @@ class AiidaProfile:
     def __init__(self, path: Path, env: Mapping[str, str] | None = None, name: str = "proof") -> None:
         self.path, self.name = path, name
         self.commands, self.loop_log = path / "bin", path / "loop.jsonl"
-        python_path = [str(TESTS), str(TESTS / "support" / "aiida_worker"), os.environ.get("PYTHONPATH", "")]
+        python_path = [str(TESTS), os.environ.get("PYTHONPATH", "")]
         # XDG: what the adapter keeps between processes must not come from, or go to, the user's own directories.
         kept = {f"XDG_{kind}_HOME": str(path / f"xdg-{kind.lower()}") for kind in ("STATE", "CACHE", "CONFIG", "DATA")}
         self.env = {
@@ -109,6 +109,8 @@ class AiidaProfile:
         temporary.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TMPDIR", str(temporary))
+            # The daemon's PYTHONPATH is this process's path.
+            patch.syspath_prepend(str(TESTS / "support" / "aiida_worker"))
             self.verdi_here("-p", self.name, "daemon", "start", str(workers))
         wait_until(lambda: [*self.path.rglob("broker.sockets")] and self.workers(), 90, "the daemon's broker is ready")
 
