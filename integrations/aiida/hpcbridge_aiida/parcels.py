@@ -11,12 +11,13 @@ import gzip
 import logging
 import posixpath
 import secrets
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import HpcBridgeError, PathNotFound
+from hpcbridge.errors import CommandTimeout, HpcBridgeError, PathNotFound
 from hpcbridge_aiida import batch
 from hpcbridge_aiida.failures import plain
 from hpcbridge_aiida.owned import Kind, OwnedTree
@@ -219,8 +220,17 @@ class Delivery:
             await session.client.extract(session.system, path, base, compression="gzip")
         except PathNotFound as error:
             raise plain(OSError(str(error))) from error
+        except CommandTimeout:
+            # More than the server's quick command can do in its five seconds, or a file system that is slow today.
+            await self._unpack_by_job(path, base)
         finally:
             session.remove_later(path)
+
+    async def _unpack_by_job(self, path: str, base: str) -> None:
+        command = f"tar -xzf {shlex.quote(path)} -C {shlex.quote(base)}"
+        outcome = await batch.run_command(await self._session.transfer(), command)
+        if outcome.status != 0:
+            raise OSError(f"what was uploaded to {base} could not be unpacked: {outcome.err.strip()}")
 
 
 def _archives(parcels: Sequence[Parcel], limit: int) -> list[bytes]:

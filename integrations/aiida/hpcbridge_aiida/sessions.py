@@ -197,7 +197,7 @@ class Session:
         for parcel in parcels:
             if self.parcels.get(parcel.root) is parcel:
                 del self.parcels[parcel.root]
-            await parcel.close()
+        await asyncio.gather(*(parcel.close() for parcel in parcels))
 
     def keep_script(self, path: str, text: str) -> None:
         """Remember a batch script until it is submitted."""
