@@ -21,6 +21,7 @@ from support.aiida_computers import (
 )
 from support.aiida_profile import AiidaProfile
 from support.aiida_sides import Side, open_side
+from support.aiida_slurm import write_commands
 from support.sandbox import SandboxProcess, start_sandbox
 
 HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
@@ -81,6 +82,20 @@ def daemon(profile: AiidaProfile) -> AiidaProfile:
 def ours(profile: AiidaProfile, local_queue: SandboxProcess, credential: Path) -> Any:
     """Bash on the sandbox's local queue, by our plugins."""
     return installed_code(make_ours("ours", local_queue, credential), "bash-ours")
+
+
+@pytest.fixture(scope="session")
+def slurm(profile: AiidaProfile, real_slurm: SandboxProcess) -> Any:
+    """Bash on a real Slurm, by our plugins."""
+    secret = credential_file(real_slurm, HOME / "slurm.toml")
+    return installed_code(make_ours("slurm", real_slurm, secret), "bash-slurm")
+
+
+@pytest.fixture(scope="session")
+def native_slurm(profile: AiidaProfile, real_slurm: SandboxProcess) -> Any:
+    """Bash on the same real Slurm, by aiida-core's plugins."""
+    workdir = write_commands(real_slurm, profile.commands)
+    return installed_code(make_local("native-slurm", workdir, "core.slurm"), "bash-native-slurm")
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from support.aiida_computers import SCHEDULER, TRANSPORT, auth_params, credential_file, installed_code, make_computer
+from support.aiida_computers import SCHEDULER, TRANSPORT, auth_params, installed_code, make_computer
 from support.aiida_profile import AiidaProfile, wait_until
 from support.aiida_runs import ended_well, planned, report, scheduler_ids
 from support.proxy import Proxy, start_proxy
-from support.sandbox import SandboxProcess, start_sandbox
+from support.sandbox import SandboxProcess
 
 SCRIPT = "echo run >> runs.txt; echo end > end.txt"
 PLAN = {"must": ["end.txt"], "retrieve": ["end.txt", "runs.txt"]}
@@ -61,24 +61,14 @@ class Trap:
 
 
 @pytest.fixture(scope="module")
-def victims() -> Iterator[SandboxProcess]:
-    """The sandbox behind the traps."""
-    with start_sandbox("--accounting-lag", "1", "--user", "alice") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def traps(
-    daemon: AiidaProfile, victims: SandboxProcess, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Trap]]:
+def traps(daemon: AiidaProfile, local_queue: SandboxProcess, credential: Path) -> Iterator[dict[str, Trap]]:
     """One calculation caught at every moment, and then the worker killed: all of them at once."""
-    secret = credential_file(victims, tmp_path_factory.mktemp("secret") / "alice.toml")
     with start_blocking_portal() as portal, ExitStack() as stack:
         caught = {}
         for number, (name, moment) in enumerate(MOMENTS.items()):
             options = {"rates": {moment.mode: 1.0}, "method": moment.method, "path": moment.path}
-            proxy = stack.enter_context(portal.wrap_async_context_manager(start_proxy(victims.url, **options)))
-            caught[name] = Trap(portal, proxy, planned(_code(victims, proxy, secret, number), SCRIPT, PLAN))
+            proxy = stack.enter_context(portal.wrap_async_context_manager(start_proxy(local_queue.url, **options)))
+            caught[name] = Trap(portal, proxy, planned(_code(local_queue, proxy, credential, number), SCRIPT, PLAN))
         wait_until(lambda: all(trap.sprung for trap in caught.values()), 120, f"traps: {_open(caught)}")
         daemon.kill_workers()
         for trap in caught.values():
@@ -98,12 +88,12 @@ def _code(process: SandboxProcess, proxy: Proxy, secret: Path, number: int) -> A
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed(daemon: AiidaProfile, victims: SandboxProcess, traps: dict[str, Trap], moment: str) -> None:
+def test_killed(daemon: AiidaProfile, local_queue: SandboxProcess, traps: dict[str, Trap], moment: str) -> None:
     """The process ends FINISHED[0] with all its files; one job was submitted, and it ran once."""
     trap = traps[moment]
     assert trap.sprung
     node = ended_well(trap.node, daemon, seconds=200)
     assert node.outputs.seen["retrieved"] == {"stdout.txt": "", "end.txt": "end\n", "runs.txt": "run\n"}, report(node)
-    ids = scheduler_ids(victims, node.get_remote_workdir())
+    ids = scheduler_ids(local_queue, node.get_remote_workdir())
     assert list(ids) == [node.get_job_id()]
-    assert victims.host_path(f"{node.get_remote_workdir()}/runs.txt").read_text() == "run\n"
+    assert local_queue.host_path(f"{node.get_remote_workdir()}/runs.txt").read_text() == "run\n"

@@ -21,6 +21,7 @@ URL = "https://api.example.org/v2"
         ("env:SECRET", ("env", "SECRET")),
         ("file:/home/me/secret", ("file", "/home/me/secret")),
         ("command:pass show hpc", ("command", "pass show hpc")),
+        ("file:~/secret", ("file", "~/secret")),
         ("keyring:hpc/me", ("keyring", "hpc/me")),
         (" login ", ("login", "")),
     ],
@@ -37,6 +38,12 @@ def test_what_is_no_reference_is_refused_without_being_repeated(text: str) -> No
         references.parse(text)
     assert "s3cr3t" not in str(caught.value)
     assert "file:/path" in str(caught.value) or "keyring:SERVICE/USER" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["file", "token-file"])
+def test_a_path_means_the_same_to_the_daemon(kind: str) -> None:
+    with pytest.raises(ConfigurationError, match="absolute path"):
+        references.parse(f"{kind}:secret.toml")
 
 
 def test_the_transport_refuses_a_secret_too() -> None:

@@ -93,3 +93,11 @@ def test_final_refusals() -> None:
     assert other.status == scheduler.REFUSED
     assert "invalid partition specified: x" in str(other.message)
     assert "r-1" in str(other.message)
+
+
+@pytest.mark.parametrize(
+    ("lines", "account"),
+    [("", None), ("#SBATCH --account=proj1\n", "proj1"), ("#SBATCH --account=a\n#SBATCH -A b\n", "b")],
+)
+def test_the_account_in_the_script_is_not_overridden(lines: str, account: str | None) -> None:
+    assert scheduler._account(f"#!/bin/bash\n{lines}echo\n") == account

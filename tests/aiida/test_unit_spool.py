@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcbridge_aiida.spool import END, Operation, Record, SpoolFile, spool_path
+from hpcbridge_aiida.spool import END, LEFT_BEHIND, Notes, Operation, Record, SpoolFile, spool_path
 
 ROOT = "/scratch/me/aiida/ab/cd"
 
@@ -128,3 +129,14 @@ def test_yesterday_s_record_loads() -> None:
 def test_identities_do_not_share_a_file(tmp_path: Path) -> None:
     names = {spool_path(tmp_path, identity, ROOT) for identity in (("u", "a", "s"), ("u", "b", "s"), ("ua", "", "s"))}
     assert len(names) == 3
+
+
+def test_archives_that_nobody_removed_are_remembered(tmp_path: Path) -> None:
+    notes = Notes(tmp_path / "archives")
+    assert notes.left_behind() == []
+    for name in ("a", "b", "c"):
+        notes.add(f"/scratch/me/{name}.tgz")
+    notes.remove("/scratch/me/a.tgz")
+    old = (tmp_path / "archives" / "b.tgz").stat().st_mtime - LEFT_BEHIND - 1
+    os.utime(tmp_path / "archives" / "b.tgz", (old, old))
+    assert notes.left_behind() == ["/scratch/me/b.tgz"]

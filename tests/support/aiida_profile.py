@@ -40,18 +40,22 @@ class AiidaProfile:
     Attributes:
         path: AIIDA_PATH.
         env: the environment of `verdi` and of the daemon.
+        commands: a directory of programs that the daemon finds first.
+        loop_log: for how long we blocked the event loops of the daemon's workers (see aiida_worker/sitecustomize.py).
     """
 
     def __init__(self, path: Path, env: Mapping[str, str] | None = None, name: str = "proof") -> None:
         self.path, self.name = path, name
-        python_path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
+        self.commands, self.loop_log = path / "bin", path / "loop.jsonl"
+        python_path = [str(TESTS), os.environ.get("PYTHONPATH", "")]
         # XDG: what the adapter keeps between processes must not come from, or go to, the user's own directories.
         kept = {f"XDG_{kind}_HOME": str(path / f"xdg-{kind.lower()}") for kind in ("STATE", "CACHE", "CONFIG", "DATA")}
         self.env = {
             **os.environ,
             "AIIDA_PATH": str(path),
-            "PATH": os.pathsep.join([str(Path(VERDI).parent), os.environ.get("PATH", os.defpath)]),
-            "PYTHONPATH": python_path,
+            "PATH": os.pathsep.join([str(self.commands), str(Path(VERDI).parent), os.environ.get("PATH", os.defpath)]),
+            "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
+            "HPCBRIDGE_LOOP_LOG": str(self.loop_log),
             "PYTHONWARNINGS": "ignore",
             **kept,
             **(env or {}),
@@ -105,6 +109,8 @@ class AiidaProfile:
         temporary.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TMPDIR", str(temporary))
+            # The daemon's PYTHONPATH is this process's path.
+            patch.syspath_prepend(str(TESTS / "support" / "aiida_worker"))
             self.verdi_here("-p", self.name, "daemon", "start", str(workers))
         wait_until(lambda: [*self.path.rglob("broker.sockets")] and self.workers(), 90, "the daemon's broker is ready")
 

@@ -6,6 +6,7 @@ Heavy imports wait until a command runs, so that `--help` stays quick.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,13 +46,18 @@ def setup(
 
 
 async def _ask(endpoint: Endpoint) -> tuple[str, str]:
-    """The system's name, and a work directory in the user's own directory there."""
+    """The system's name, and a work directory in the user's own directory there; on scratch, where there is one."""
+    from hpcbridge.errors import HpcBridgeError
     from hpcbridge_aiida.sessions import open_session
 
     session = await open_session(endpoint)
-    directory, _, user = (await session.handle.home()).rpartition("/")
-    assert user == await session.user()
-    return session.system, f"{directory}/{{username}}/aiida"
+    info, user = await session.handle.info(), await session.user()
+    for scratch in (each.path.rstrip("/") for each in info.file_systems if each.data_type == "scratch"):
+        with suppress(HpcBridgeError):
+            await session.client.stat(session.system, f"{scratch}/{user}")
+            return session.system, f"{scratch}/{{username}}/aiida"
+    home = await session.handle.home()
+    return session.system, f"{home.removesuffix(user)}{{username}}/aiida"
 
 
 def _make(label: str, endpoint: Endpoint, system: str, workdir: str, mpirun: list[str], profile: str | None) -> None:

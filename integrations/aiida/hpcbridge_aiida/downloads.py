@@ -31,7 +31,7 @@ from hpcbridge_aiida.failures import remote
 from hpcbridge_aiida.looking import Looking
 from hpcbridge_aiida.owned import Kind
 from hpcbridge_aiida.parcels import ARCHIVE_PREFIX
-from hpcbridge_aiida.paths import absolute, carried, lineage
+from hpcbridge_aiida.paths import absolute, carried, lineage, local_path
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FileEntry
@@ -61,7 +61,7 @@ class Downloads(Looking):
         **_kwargs: object,
     ) -> None:
         """Fetch a file, a directory or all that matches a pattern; into `localpath` where that is a directory."""
-        local = _local(localpath)
+        local = local_path(localpath)
         source = absolute(remotepath)
         if not has_magic(source):
             found = await self._get_one(source, local, dereference=dereference, overwrite=overwrite)
@@ -100,7 +100,7 @@ class Downloads(Looking):
         **_kwargs: object,
     ) -> None:
         """Fetch one file, links followed. Raises FileNotFoundError, IsADirectoryError."""
-        local, source = Path(_local(localpath)), absolute(remotepath)
+        local, source = Path(local_path(localpath)), absolute(remotepath)
         if local.is_file() and not overwrite:
             raise OSError("Destination already exists: not overwriting it")
         await self.session.settle(source)
@@ -114,7 +114,7 @@ class Downloads(Looking):
             data = await self._matching(source)
             if data is None:
                 data = await self.client.download(self.system, source)
-        except TooLarge:
+        except (TooLarge, CommandTimeout):
             await self.session.handle.get(source, local, account=self.session.endpoint.account or None)
             return
         except HpcBridgeError as error:
@@ -137,6 +137,7 @@ class Downloads(Looking):
         names = {posixpath.relpath(path, root): path for path in paths}
         pattern = "[.]/\\(" + "\\|".join(_SPECIAL.sub(r"[\g<0>]", name) for name in names) + "\\)"
         archive = posixpath.join(root, f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
+        await self.session.will_make(archive)
         try:
             await self.client.compress(self.system, posixpath.join(root, "."), archive, pattern=pattern)
             data = await self.client.download(self.system, archive)
@@ -165,7 +166,7 @@ class Downloads(Looking):
         **_kwargs: object,
     ) -> None:
         """Fetch a directory: into `localpath` under its own name where that exists, else as that."""
-        local = Path(_local(localpath))
+        local = Path(local_path(localpath))
         source = absolute(remotepath)
         if local.exists() and not overwrite:
             raise OSError("Can't overwrite existing files")
@@ -210,6 +211,7 @@ class Downloads(Looking):
             return None
         place = next((each for each in lineage(posixpath.dirname(source)) if self.session.is_trusted(each)), None)
         path = posixpath.join(place or await self.session.handle.home(), f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
+        await self.session.will_make(path)
         try:
             await self.client.compress(self.system, source, path, dereference=dereference)
             return await self.client.download(self.system, path)
@@ -225,6 +227,7 @@ class Downloads(Looking):
         from hpcbridge_aiida import batch
 
         path = posixpath.join(await self.session.handle.home(), f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tgz")
+        await self.session.will_make(path)
         command = batch.tar_command(path, posixpath.dirname(source), [posixpath.basename(source)], "z", "h")
         try:
             outcome = await batch.run_command(await self.session.transfer(), command)
@@ -298,12 +301,3 @@ def _refuse_through_links(local: Path, name: str) -> None:
     for parent in list(Path(name).parents)[:-1]:
         if (local / parent).is_symlink():
             raise OSError(f"the archive would write through the link {parent}")
-
-
-def _local(path: TransportPath) -> str:
-    text = str(path)
-    if not text:
-        raise ValueError("The localpath must be a non empty string")
-    if not os.path.isabs(text):  # noqa: PTH117 (as for uploads)
-        raise ValueError("The localpath must be an absolute path")
-    return text

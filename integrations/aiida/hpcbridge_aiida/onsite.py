@@ -181,6 +181,7 @@ class OnSite(Uploads):
                 raise FileNotFoundError(f"{posixpath.dirname(target)} does not exist on {self.system}")
             if self.coalesce and not parcel.has_operations:
                 self._touched.add(parcel)
+                await self.session.before_change(target)
                 await parcel.link(target, source)
                 return
         elif kind is not Kind.UNKNOWN:
@@ -298,10 +299,7 @@ class OnSite(Uploads):
         overwrite: bool = True,
         dereference: bool = False,
     ) -> None:
-        """Pack paths (with patterns) into an archive, with names relative to `root_dir`.
-
-        One path directly in `root_dir` is the server's own quick command, anything else one job.
-        """
+        """Pack paths (with patterns) into an archive, with names relative to `root_dir`, by one job."""
         target, root = absolute(remotedestination), absolute(root_dir)
         if await self.kind_of(root) is not Kind.DIRECTORY:
             raise OSError(f"The relative root {root_dir} does not exist, or is not a directory.")

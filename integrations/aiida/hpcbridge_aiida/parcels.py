@@ -11,15 +11,17 @@ import gzip
 import logging
 import posixpath
 import secrets
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import HpcBridgeError, PathNotFound
+from hpcbridge.errors import CommandTimeout, HpcBridgeError, PathNotFound
 from hpcbridge_aiida import batch
 from hpcbridge_aiida.failures import plain
 from hpcbridge_aiida.owned import Kind, OwnedTree
+from hpcbridge_aiida.paths import is_within
 from hpcbridge_aiida.spool import BLOCK, END, Operation, Record, SpoolFile
 
 if TYPE_CHECKING:
@@ -98,6 +100,11 @@ class Parcel:
     def has_operations(self) -> bool:
         """Whether something is to be done that a later file must not overtake."""
         return self._spool is not None and bool(self._spool.record.operations)
+
+    def reads(self, path: str) -> bool:
+        """Whether something that waits to be done reads what is at, in or above `path`."""
+        waiting = self._spool.record.operations if self._spool is not None else ()
+        return any(is_within(path, each.source) or is_within(each.source, path) for each in waiting if each.source)
 
     async def close(self) -> None:
         """Forget it; there is nothing left to be sent."""
@@ -200,6 +207,7 @@ class Delivery:
         session = self._session
         name = f"{ARCHIVE_PREFIX}{secrets.token_hex(8)}.tar.gz"
         path = posixpath.join(base, name)
+        await session.will_make(path)
         try:
             await session.client.upload(session.system, base, name, archive)
         except PathNotFound:
@@ -212,8 +220,17 @@ class Delivery:
             await session.client.extract(session.system, path, base, compression="gzip")
         except PathNotFound as error:
             raise plain(OSError(str(error))) from error
+        except CommandTimeout:
+            # More than the server's quick command can do in its five seconds, or a file system that is slow today.
+            await self._unpack_by_job(path, base)
         finally:
             session.remove_later(path)
+
+    async def _unpack_by_job(self, path: str, base: str) -> None:
+        command = f"tar -xzf {shlex.quote(path)} -C {shlex.quote(base)}"
+        outcome = await batch.run_command(await self._session.transfer(), command)
+        if outcome.status != 0:
+            raise OSError(f"what was uploaded to {base} could not be unpacked: {outcome.err.strip()}")
 
 
 def _archives(parcels: Sequence[Parcel], limit: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Remote paths as AiiDA gives them."""
+"""Paths as AiiDA gives them, remote and local."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def absolute(path: TransportPath) -> str:
         raise OSError(f"The remote path must be an absolute path, not {text!r}")
     plain = posixpath.normpath(text)
     return "/" + plain.lstrip("/")
+
+
+def local_path(path: TransportPath) -> str:
+    """A path of this machine as text, a slash at its end kept. Raises ValueError where it is empty or relative."""
+    text = str(path)
+    if not text:
+        raise ValueError("The localpath must be a non empty string")
+    if not text.startswith("/"):
+        raise ValueError("The localpath must be an absolute path")
+    return text
 
 
 def lineage(path: str) -> Iterator[str]:

@@ -51,6 +51,10 @@ def parse(reference: str) -> tuple[str, str]:
         raise ConfigurationError("the credential is not a reference that hpcbridge knows", hint=_HINT)
     if kind == "login" and value:
         raise ConfigurationError("the reference login takes no value", hint=_HINT)
+    if kind in ("file", "token-file") and not Path(value).expanduser().is_absolute():
+        raise ConfigurationError(
+            "the credential's file must be named by its absolute path", hint="AiiDA's daemon works in another directory"
+        )
     if kind == "keyring" and not all(value.partition("/")):
         raise ConfigurationError("a keyring reference reads keyring:SERVICE/USER", hint=_HINT)
     return kind, value

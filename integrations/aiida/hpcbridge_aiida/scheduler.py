@@ -116,7 +116,7 @@ class HpcbridgeSlurmScheduler(SlurmScheduler):
         script = await session.script_for(workdir, filename)
         now = datetime.now(UTC)
         try:
-            spec = JobSpec(script=script, workdir=workdir, name=_label(script))
+            spec = JobSpec(script=script, workdir=workdir, name=_label(script), account=_account(script))
             job = await session.handle.submit(spec, key=f"aiida {filename}", store=session.intents)
         except (errors.SubmitRejected, errors.InvalidRequest, errors.KeyConflict) as error:
             self.logger.error("the job of %s was refused: %s", workdir, error)
@@ -217,6 +217,14 @@ def _label(script: str) -> str:
     found = re.search(r'^#SBATCH --job-name="?([^"\n]*)', script, re.MULTILINE)
     label = re.sub(r"[^A-Za-z0-9_.-]", "", found[1] if found else "")
     return (label if re.match(r"[A-Za-z]", label) else f"aiida{label}")[:40]
+
+
+def _account(script: str) -> str | None:
+    """The account that the script names: it wins over the site's default, as for any other script it would not."""
+    from hpcbridge.jobs.guard import directives_in, options_in
+
+    named = [value for option, value in options_in(directives_in(script)) if option in ("-A", "--account")]
+    return named[-1] if named else None
 
 
 def _of_row(row: JobRow) -> JobInfo:

@@ -13,7 +13,6 @@ import posixpath
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +22,7 @@ from hpcbridge.errors import ConfigurationError, HpcBridgeError, NotFound
 from hpcbridge_aiida import references
 from hpcbridge_aiida.paths import is_within, lineage
 from hpcbridge_aiida.references import Endpoint
+from hpcbridge_aiida.spool import Notes, spool_path
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FirecrestClient
@@ -57,6 +57,7 @@ class Session:
         from hpcbridge_aiida.parcels import Delivery
         from hpcbridge_aiida.watching import Watch
 
+        self._background: set[asyncio.Task[Any]] = set()
         self.endpoint, self.hpc, self.limits, self.handle = endpoint, hpc, limits, handle
         self.system = handle.name
         self.loop = asyncio.get_running_loop()
@@ -66,11 +67,12 @@ class Session:
         self.delivery = Delivery(self)
         self.watch = Watch(self)
         self._directory = state_directory() / "aiida" / "spool"
+        self._notes = Notes(spool_path(self._directory / "archives", self._identity, "").with_suffix(""))
+        self.spawn(self._remove_left_behind())
         self._seen: dict[str, float] = {}
         self._asked: set[str] = set()
         self._roots: set[str] = set()
         self._assumed: set[str] = set()
-        self._background: set[asyncio.Task[Any]] = set()
 
     @property
     def client(self) -> FirecrestClient:
@@ -159,9 +161,11 @@ class Session:
 
     def spool_path(self, root: str) -> Path:
         """Where the spool keeps what is under way to `root`."""
-        from hpcbridge_aiida.spool import spool_path
+        return spool_path(self._directory, self._identity, root)
 
-        return spool_path(self._directory, (self.hpc.site.url, self.hpc.credential.identity, self.system), root)
+    @property
+    def _identity(self) -> tuple[str, str, str]:
+        return self.hpc.site.url, self.hpc.credential.identity, self.system
 
     def parcel_of(self, path: str) -> Parcel | None:
         """The directory of our own making that `path` is in."""
@@ -170,10 +174,15 @@ class Session:
         return next((self.parcels[each] for each in lineage(path) if each in self.parcels), None)
 
     def parcels_at(self, path: str) -> list[Parcel]:
-        """Those that `path` is in, and those that are within it."""
+        """Those that `path` is in, those that are within it, and those in which a copy of it is still to be made."""
         above = self.parcel_of(path)
-        below = [parcel for root, parcel in self.parcels.items() if is_within(root, path) and parcel is not above]
-        return [above, *below] if above is not None else below
+        others = (each for each in self.parcels.values() if each is not above)
+        found = [each for each in others if is_within(each.root, path) or each.reads(path)]
+        return found if above is None else [above, *found]
+
+    async def before_change(self, path: str) -> None:
+        """Make the copies that still wait for what is at `path`, which is about to become something else."""
+        await self.delivery.send([parcel for parcel in self.parcels.values() if parcel.reads(path)])
 
     async def settle(self, *paths: str) -> None:
         """Send whatever has to do with `paths`, so that the system can be asked about them."""
@@ -188,7 +197,7 @@ class Session:
         for parcel in parcels:
             if self.parcels.get(parcel.root) is parcel:
                 del self.parcels[parcel.root]
-            await parcel.close()
+        await asyncio.gather(*(parcel.close() for parcel in parcels))
 
     def keep_script(self, path: str, text: str) -> None:
         """Remember a batch script until it is submitted."""
@@ -202,10 +211,12 @@ class Session:
         where = posixpath.normpath(workdir)
         path = posixpath.join(where, filename)
         parcels = self.parcels_at(where)
-        if not parcels and path not in self.scripts:
-            parcels = await self._left_behind(where)
+        if self.parcel_of(where) is None and path not in self.scripts:
+            parcels += await self._left_behind(where)
         await self.delivery.send(parcels)
-        await self.drop(parcels)
+        await self.drop(
+            [parcel for parcel in parcels if is_within(parcel.root, where) or is_within(where, parcel.root)]
+        )
         text = self.scripts.pop(path, None)
         if text is None:
             text = (await self.client.download(self.system, path)).decode("utf-8", "surrogateescape")
@@ -239,18 +250,27 @@ class Session:
         task.add_done_callback(self._background.discard)
         return task
 
-    def remove_later(self, path: str) -> None:
-        """Remove an archive of ours that has been unpacked; nobody waits for it but `tidy`."""
-        self.spawn(self._remove(path)).set_name("hpcbridge-remove")
+    async def will_make(self, archive: str) -> None:
+        """An archive of ours is about to be made there; `remove_later` belongs to it."""
+        await asyncio.to_thread(self._notes.add, archive)
 
-    async def _remove(self, path: str) -> None:
-        with suppress(NotFound):
-            try:
-                await self.client.rm(self.system, path)
-            except NotFound:
-                raise
-            except HpcBridgeError as error:
-                log.warning("an archive of the upload stays on the system: %s", error)
+    def remove_later(self, archive: str) -> None:
+        """Remove an archive of ours that has served; nobody waits for it but `tidy`."""
+        self.spawn(self._remove(archive)).set_name("hpcbridge-remove")
+
+    async def _remove(self, archive: str) -> None:
+        try:
+            await self.client.rm(self.system, archive)
+        except NotFound:
+            pass
+        except HpcBridgeError as error:
+            log.warning("an archive of ours stays on the system for now: %s", error)
+            return
+        await asyncio.to_thread(self._notes.remove, archive)
+
+    async def _remove_left_behind(self) -> None:
+        for archive in await asyncio.to_thread(self._notes.left_behind):
+            await self._remove(archive)
 
     async def tidy(self) -> None:
         """Until archives that have been unpacked are gone; loops of a command line end with the command."""

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 FORMAT = 1
 """Version of the format of the record beside the archive."""
 RETENTION_DAYS = 30
+LEFT_BEHIND = 900.0
+"""Seconds after which an archive on the cluster that nobody has removed is taken for one that was left behind."""
 BLOCK = tarfile.BLOCKSIZE
 END = b"\0" * (2 * BLOCK)
 """What ends an archive; the spool's files have none, so that several can be sent as one."""
@@ -181,6 +183,33 @@ class SpoolFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.members.append((start, self._file.tell()))
+
+
+class Notes:
+    """Archives of ours on the cluster that will have to be removed, whatever happens to this process meanwhile."""
+
+    def __init__(self, directory: Path) -> None:
+        """One small file for each in `directory`."""
+        self._directory = directory
+
+    def add(self, path: str) -> None:
+        """`path` is about to be made."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self._directory / path.rpartition("/")[2]).write_text(path)
+
+    def remove(self, path: str) -> None:
+        """It is gone."""
+        (self._directory / path.rpartition("/")[2]).unlink(missing_ok=True)
+
+    def left_behind(self) -> list[str]:
+        """Those of processes that did not come to remove them."""
+        horizon = time.time() - LEFT_BEHIND
+        found = []
+        for note in self._directory.glob("*"):
+            with suppress(FileNotFoundError):
+                if note.stat().st_mtime < horizon:
+                    found.append(note.read_text())
+        return found
 
 
 def spool_path(directory: Path, identity: Sequence[str], root: str) -> Path:

@@ -18,7 +18,7 @@ from hpcbridge.firecrest.paths import check_name, check_path
 from hpcbridge_aiida.failures import remote
 from hpcbridge_aiida.looking import Looking
 from hpcbridge_aiida.owned import Kind
-from hpcbridge_aiida.paths import absolute
+from hpcbridge_aiida.paths import absolute, local_path
 from hpcbridge_aiida.spool import Operation
 
 if TYPE_CHECKING:
@@ -83,11 +83,10 @@ class Uploads(Looking):
         Calculations that are uploaded side by side all find the work directory of a new computer missing, and all make
         it: one of them does, and for the others it is as they want it.
         """
-        moments = self._missing.get(path)
-        if not moments:
-            return False
-        moment = moments.pop(0)
-        return time.monotonic() - moment < SEEN_MISSING
+        fresh = [each for each in self._missing.pop(path, []) if time.monotonic() - each < SEEN_MISSING]
+        if len(fresh) > 1:
+            self._missing[path] = fresh[1:]
+        return bool(fresh)
 
     @remote
     async def mkdir_async(self, path: TransportPath, ignore_existing: bool = False) -> None:
@@ -103,7 +102,9 @@ class Uploads(Looking):
                 raise FileExistsError(f"{where} already exists on {self.system}")
         elif self.coalesce and self.session.is_assumed(posixpath.dirname(where)):
             # Its parent will be made with it: all there is to know is whether it is there already.
-            if (found := await self._peek(where)) is Kind.ABSENT:
+            if (found := await self._peek(where)) is Kind.ABSENT and ignore_existing:
+                self.session.assume(where)  # others may make it and use it as well
+            elif found is Kind.ABSENT:
                 await self._own(where, made=False)
             elif not (ignore_existing and found is Kind.DIRECTORY):
                 raise FileExistsError(f"{where} already exists on {self.system}")
@@ -120,7 +121,7 @@ class Uploads(Looking):
 
     async def _make_now(self, path: str, *, ignore_existing: bool) -> None:
         above = posixpath.dirname(path)
-        await self.session.settle(above)
+        await self.session.settle(path)
         try:
             await self.client.mkdir(self.system, path, parents=False)
         except AlreadyExists:
@@ -134,7 +135,8 @@ class Uploads(Looking):
             self.session.forget(above)
             await self.client.mkdir(self.system, path, parents=True)
         self.session.have_been_made([path])
-        await self._own(path, made=True)
+        if not ignore_existing:
+            await self._own(path, made=True)
 
     async def _own_new(self, directory: str) -> None:
         """Where `directory` was asked for and is not there: have it made by the job that copies into it."""
@@ -168,6 +170,7 @@ class Uploads(Looking):
     async def _directory(self, parcel: Parcel, path: str, mode: int = 0o755) -> None:
         """Make a directory in one of our own making."""
         self._touched.add(parcel)
+        await self.session.before_change(path)
         if self.coalesce:
             await parcel.directory(path, mode)
             return
@@ -189,7 +192,7 @@ class Uploads(Looking):
         **_kwargs: object,
     ) -> None:
         """Copy a file, a directory or all that matches a pattern; `DIRECTORY/` stands for what is in it."""
-        local, target = _local(localpath), absolute(remotepath)
+        local, target = local_path(localpath), absolute(remotepath)
         if has_magic(local):
             if has_magic(target):
                 raise ValueError("Pathname patterns are not allowed in the destination")
@@ -219,7 +222,7 @@ class Uploads(Looking):
         **_kwargs: object,
     ) -> None:
         """Copy the file `localpath` to the path `remotepath`, whose directory exists."""
-        source, target = Path(_local(localpath)), absolute(remotepath)
+        source, target = Path(local_path(localpath)), absolute(remotepath)
         if not source.exists():
             raise OSError(f"The local path {source} does not exist")
         parcel, kind = self.owned(target)
@@ -239,6 +242,7 @@ class Uploads(Looking):
         """Put a file into a directory of our own making."""
         size = source.stat().st_size
         self._touched.add(parcel)
+        await self.session.before_change(target)
         await self._remember(source, target, size)
         if parcel.has_operations:
             await self.session.delivery.send([parcel])
@@ -295,7 +299,7 @@ class Uploads(Looking):
         **_kwargs: object,
     ) -> None:
         """Copy a directory: into one that exists, under its own name; to a new path, as that."""
-        local, target = _local(localpath), absolute(remotepath)
+        local, target = local_path(localpath), absolute(remotepath)
         if not Path(local).exists():
             raise OSError(f"The local path {local} does not exist")
         if not Path(local).is_dir():
@@ -364,12 +368,3 @@ def _plain(path: str) -> bool:
     except InvalidPath:
         return False
     return True
-
-
-def _local(path: TransportPath) -> str:
-    text = str(path)
-    if not text:
-        raise ValueError("The localpath must be a non empty string")
-    if not os.path.isabs(text):  # noqa: PTH117 (a slash at the end has a meaning)
-        raise ValueError("The localpath must be an absolute path")
-    return text

@@ -1,0 +1,129 @@
+"""Many calculations at once, beside aiida-core's own plugins in the same run; the event loop meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from support.aiida_computers import credential_file, installed_code, make_ours
+from support.aiida_profile import AiidaProfile
+from support.aiida_runs import Ended, add, report
+from support.sandbox import SandboxProcess, start_sandbox
+from support.scale import PROVE
+
+RATIO = 1.15
+BLOCKED = 0.05
+ENDS = ("finished", "excepted", "killed")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table."""
+
+    count: int
+    sessions: int | None
+    latency: float
+
+    def __str__(self) -> str:
+        return f"{self.count} adds, MaxSessions {self.sessions or 'unlimited'}, {self.latency * 1000:g} ms"
+
+
+QUICK = [Setting(8, 10, 0.0)]
+FULL = [
+    *(Setting(50, sessions, latency) for sessions in (10, None) for latency in (0.0, 0.1)),
+    Setting(300, 10, 0.0),
+    Setting(300, 10, 0.1),
+]
+
+
+@pytest.fixture(scope="module")
+def busy(request: pytest.FixtureRequest) -> Iterator[SandboxProcess]:
+    """For the full figures a sandbox of their own, with the accounting lag that deployments have."""
+    if not PROVE:
+        yield request.getfixturevalue("local_queue")
+        return
+    with start_sandbox("--user", "alice") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def many(daemon: AiidaProfile, busy: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Bash there."""
+    secret = credential_file(busy, tmp_path_factory.mktemp("secret") / "alice.toml")
+    return installed_code(make_ours("many", busy, secret, "/scratch/{username}/many"), "bash-many")
+
+
+def wall(daemon: AiidaProfile, code: Any, count: int, seconds: float) -> float:
+    """Seconds from the first submit to the last end of `count` adds, all of them right."""
+    from aiida import orm
+
+    begun = time.monotonic()
+    nodes = [add(code, x=number, y=1) for number in range(count)]
+    pks = [node.pk for node in nodes]
+    query = orm.QueryBuilder().append(
+        orm.CalcJobNode, filters={"id": {"in": pks}, "attributes.process_state": {"in": ENDS}}
+    )
+    while query.count() < count:
+        if time.monotonic() - begun > seconds:
+            raise Ended("\n".join(report(node) for node in nodes if not node.is_terminated) + daemon.log())
+        time.sleep(0.2)
+    took = time.monotonic() - begun
+    wrong = [node for node in nodes if not node.is_finished_ok or node.outputs.sum.value != node.inputs.x.value + 1]
+    if wrong:
+        raise Ended("\n".join(f"{node}: {node.process_state}, {node.exit_status}\n{report(node)}" for node in wrong))
+    return took
+
+
+def compare(daemon: AiidaProfile, base: Any, ours: Any, count: int, title: str) -> float:
+    """The ratio of the two walls, measured one after the other; nothing fails, and nothing is tried again."""
+    failures = len(daemon.failures())
+    seconds = 120 + 6 * count
+    theirs = wall(daemon, base, count, seconds)
+    mine = wall(daemon, ours, count, seconds)
+    print(f"{title}: {base.computer.scheduler_type} {theirs:.1f} s, ours {mine:.1f} s, ratio {mine / theirs:.2f}")
+    assert daemon.failures()[failures:] == []
+    return mine / theirs
+
+
+@pytest.mark.parametrize("setting", FULL if PROVE else QUICK, ids=str)
+@pytest.mark.timeout(3000 if PROVE else 300)
+def test_many_at_once(daemon: AiidaProfile, busy: SandboxProcess, native: Any, many: Any, setting: Setting) -> None:
+    busy.post("/sessions", {"max": setting.sessions})
+    busy.post("/latency", {"seconds": setting.latency})
+    busy.delete("/requests")
+    try:
+        ratio = compare(daemon, native, many, setting.count, str(setting))
+    finally:
+        busy.post("/sessions", {"max": None})
+        busy.post("/latency", {"seconds": 0})
+    total = sum(busy.get("/requests")["counts"].values())
+    print(f"{setting}: {total / setting.count:.1f} requests each")
+    if PROVE:
+        assert ratio <= RATIO
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(3000 if PROVE else 300)
+def test_many_at_once_on_slurm(daemon: AiidaProfile, native_slurm: Any, slurm: Any) -> None:
+    """core.local and core.slurm, and ours, on one and the same real Slurm."""
+    count = 50 if PROVE else 4
+    ratio = compare(daemon, native_slurm, slurm, count, f"{count} adds on Slurm")
+    if PROVE:
+        assert ratio <= RATIO
+
+
+def test_the_event_loop_is_not_blocked(daemon: AiidaProfile, many: Any) -> None:
+    """By anything of ours, in whatever this run gave the daemon to do."""
+    wall(daemon, many, 8, 120)
+    lines = daemon.loop_log.read_text().splitlines() if daemon.loop_log.exists() else []
+    stretches = sorted(map(json.loads, lines), key=lambda one: -one["cpu"])
+    for one in stretches[:5]:
+        print(f"{one['wall'] * 1000:.0f} ms, of which {one['cpu'] * 1000:.0f} ms computing: {one['places']}")
+    # On a busy machine the clock on the wall says how long others had the processor.
+    longest = max((one["wall" if PROVE else "cpu"] for one in stretches), default=0)
+    assert longest <= BLOCKED
