@@ -215,7 +215,7 @@ class Session:
             await system.user(),
             Scanner(self.stage, store, self.filter),
             Shipping(system, base, account, scratch),
-            Bringing(system, self.filter, account, scratch),
+            Bringing(system, root, self.filter, account, scratch),
             map,
         )
         for row in await system.jobs():
@@ -288,6 +288,7 @@ class Session:
         sent = f"{shipped.blobs} file contents in {shipped.archives} archives, {shipped.bytes} bytes"
         getlogger().debug(f"[S] firecrest: shipped {sent}")
         await mirror.shipping.tidy()
+        await mirror.bringing.fetching.tidy()
         used = {each.remote: each for each in self._directories.values() if each.layouts or each.known}
         if not self.options.cleanup or not used:
             return
