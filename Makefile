@@ -67,7 +67,7 @@ test-aiida: env-aiida ## the AiiDA plugin alone
 test-jupyterhub: env-jupyterhub ## the JupyterHub spawner alone
 	$(JUPYTERHUB)/pytest tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
-	$(REFRAME)/pytest tests/reframe $(PYTEST_ARGS)
+	$(REFRAME)/pytest $(SIDE_BY_SIDE) tests/reframe $(PYTEST_ARGS)
 test-gitlab: env-gitlab ## the GitLab executor alone
 	$(GITLAB)/pytest tests/gitlab $(PYTEST_ARGS)
 

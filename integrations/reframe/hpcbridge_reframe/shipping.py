@@ -61,10 +61,11 @@ class _Order:
 class Shipping:
     """Brings contents and files below `base` on the cluster; everything asked for at about the same time at once."""
 
-    def __init__(self, system: System, base: str, account: str | None, scratch: Path) -> None:
-        """`scratch` is a directory here, on the file system of the stage directories."""
+    def __init__(self, system: System, base: str, root: str, account: str | None, scratch: Path) -> None:
+        """`root`, below `base`, is ours alone; `scratch` is here, on the file system of the stage directories."""
         self.system = system
         self.base = base
+        self.root = root
         self.account = account
         self.scratch = scratch
         self.shipped = Shipped()
@@ -116,6 +117,7 @@ class Shipping:
                 entries = await self.system.ls(store, recursive=True)
             except PathNotFound:
                 await self.system.mkdir(store)
+                await self.system.client.chmod(self.system.name, store, "700")
                 entries = []
             names = {entry.name.rpartition("/")[2]: entry.size for entry in entries if entry.is_file}
             self._known = {name for name, size in names.items() if name.endswith((f"-{size}", f"-{size}x"))}
@@ -124,9 +126,9 @@ class Shipping:
     async def _unpacked_there(self, contents: Mapping[str, Content], files: Mapping[str, bytes]) -> bool:
         """By one upload that the login node unpacks; False when that takes longer than it allows."""
         data = await asyncio.to_thread(_archive, contents, files)
-        client, path = self.system.client, posixpath.join(self.base, self._archive)
+        client, path = self.system.client, posixpath.join(self.root, self._archive)
         self._is_there = True
-        await client.upload(self.system.name, self.base, self._archive, data, patience=PATIENCE)
+        await client.upload(self.system.name, self.root, self._archive, data, patience=PATIENCE)
         try:
             await client.extract(self.system.name, path, self.base, patience=PATIENCE)
         except (CommandTimeout, TooLarge, AmbiguousOutcome, ServerError):
@@ -138,7 +140,7 @@ class Shipping:
         """Remove the last archive; each has taken the place of the one before."""
         if self._is_there:
             with suppress(HpcBridgeError):
-                await self.system.client.rm(self.system.name, posixpath.join(self.base, self._archive))
+                await self.system.client.rm(self.system.name, posixpath.join(self.root, self._archive))
 
     async def _put(self, contents: Mapping[str, Content]) -> None:
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ship-", dir=self.scratch))
@@ -169,7 +171,8 @@ def _parts(files: Mapping[str, bytes], most: int) -> list[dict[str, bytes]]:
 
 
 def _member(key: str) -> tuple[str, int]:
-    return posixpath.join(STORE, blob_path(key)), 0o755 if key.endswith("x") else 0o644
+    # Links of tests point to them: what is written through a link must not change it for others.
+    return posixpath.join(STORE, blob_path(key)), 0o555 if key.endswith("x") else 0o444
 
 
 def _archive(contents: Mapping[str, Content], files: Mapping[str, bytes]) -> bytes:
