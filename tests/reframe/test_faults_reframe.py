@@ -92,13 +92,12 @@ def test_a_job_that_somebody_else_cancels(queue: SandboxProcess, folder: Path) -
 
 
 def test_a_stage_directory_that_vanishes(queue: SandboxProcess, folder: Path) -> None:
+    (folder / "settings.py").write_text(configuration(options={"firecrest_stage_name": "vanishes"}))
     sleepers = Sleepers(queue, folder, seconds=8)
     running = sleepers.start()
     sleepers.wait_running(running)
-    root = queue.host_path("/home/alice/reframe")
-    name = sorted((folder / "rfm/stage/cluster/normal/gnu").iterdir())[0].name
-    (victim,) = root.glob(f"*/cluster/normal/gnu/{name}")
-    shutil.rmtree(victim)
+    root = queue.host_path("/home/alice/reframe/vanishes/cluster/normal/gnu")
+    shutil.rmtree(next(root.iterdir()))
     outcome = running.end()
     assert sorted(case["result"] for case in outcome.cases) == ["fail", "pass", "pass"], outcome.output[-4000:]
     assert "is gone from the cluster" in outcome.output

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.reframe_native import run_native
-from support.reframe_runs import SUITE, Outcome, run
+from support.reframe_runs import SUITE, Outcome, configuration, run
 from support.sandbox import SandboxProcess
 from support.scale import PROVE
 
@@ -94,10 +94,11 @@ def test_serial_policy(sandbox: SandboxProcess, folder: Path) -> None:
 
 def test_what_stays_on_the_cluster(sandbox: SandboxProcess, folder: Path) -> None:
     """Stage directories of tests that failed, and the store; nothing of this machine is named in it."""
+    (folder / "settings.py").write_text(configuration(options={"firecrest_stage_name": "what-stays"}))
     outcome = run(folder, SUITE, sandbox.client_env(), "-n", "^Wrong", "-n", "^Hello", "-n", "First")
     assert [case["result"] for case in outcome.cases].count("fail") == 1
     root = sandbox.host_path("/home/alice/reframe")
-    (stage,) = [path for path in root.iterdir() if list(path.glob("cluster/normal/gnu/Wrong"))]
+    stage = root / "what-stays"
     left = {path.name for path in stage.glob("*/*/*/*")}
     assert left == {"Wrong"}
     assert not list(root.glob(".hpcbridge-*"))

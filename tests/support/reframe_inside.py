@@ -26,8 +26,7 @@ def partition(folder: Path, client: Mapping[str, str], **settings: Any) -> Itera
         del os.environ[name]
     os.environ.update(client, HPCBRIDGE_STATE_DIR=str(folder / "state"))
     try:
-        # From elsewhere: in its own directory ReFrame would import it as `settings`, once per process.
-        os.chdir("/usr")
+        runtime._runtime_context = None  # ReFrame has one per process
         site = config.load_config(str(file))
         os.chdir(folder)
         site.select_subconfig("cluster")

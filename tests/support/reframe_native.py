@@ -43,6 +43,7 @@ def run_native(
     user: str = "alice",
     max_jobs: int = 100,
     name: str = "native",
+    timeout: float = 600,
 ) -> Outcome:
     """Run a suite there and read its report."""
     home = f"/scratch/{user}/{name}"
@@ -71,7 +72,7 @@ def run_native(
     at = words.index("-i") + 1
     words[at:at] = [f"{name}={value}" for name, value in extra.items()]
     done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
     )
     report = folder / "report.json"
     data = json.loads(report.read_text()) if report.exists() else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import posixpath
 import shutil
 import stat
 import tempfile
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcbridge.errors import CommandTimeout, InvalidPath, PathNotFound, ServerError, TooLarge
 from hpcbridge.staging.trees.entries import Kind
 from hpcbridge.staging.trees.patterns import Filter
+from hpcbridge_reframe.fetching import DIRECT, Fetching
 from hpcbridge_reframe.paths import TEXT_MAX, PathMap
 from hpcbridge_reframe.restage import FOLDER
 from hpcbridge_reframe.tree import Entry, Known, key_of, signature
@@ -26,10 +25,9 @@ if TYPE_CHECKING:
     from hpcbridge import System
     from hpcbridge.firecrest import FileEntry
 
-EACH = 12
-"""Files of one stage directory that are fetched by a request each; more come as one archive, for one job."""
-DIRECT = 3_900_000
-"""Bytes of a file up to which that is possible on any server."""
+EACH = 200
+"""Files of one stage directory, all together below `SUM` bytes, that need no job of ours to pack them."""
+SUM = 12_000_000
 LATE = (0.5, 1.0, 2.0, 4.0)
 """Pauses, in seconds, after which a job's standard output is looked for again: file systems show it late."""
 
@@ -45,9 +43,10 @@ class Brought:
 class Bringing:
     """Brings one stage directory up to date with its mirror on the cluster."""
 
-    def __init__(self, system: System, filter: Filter, account: str | None, scratch: Path) -> None:
-        """`scratch` is a directory here, on the file system of the stage directories."""
+    def __init__(self, system: System, root: str, filter: Filter, account: str | None, scratch: Path) -> None:
+        """`root` is the mirror of the stage prefix, `scratch` a directory here, on its file system."""
         self.system = system
+        self.fetching = Fetching(system, root)
         self.filter = filter
         self.account = account
         self.scratch = scratch
@@ -75,7 +74,7 @@ class Bringing:
     async def _listing(self, remote: str, marker: str, outputs: tuple[str, ...]) -> tuple[dict[str, Entry], int]:
         """Every entry that is kept, and the time of the layout's end (s since 1970, the cluster's clock)."""
         for pause in (*LATE, None):
-            found = await self.system.ls(remote, hidden=True, recursive=True)
+            found = await self.fetching.listing(remote)
             names = {entry.name for entry in found}
             if pause is None or all(name in names for name in outputs):
                 break
@@ -111,23 +110,14 @@ class Bringing:
     async def _fetch(self, remote: str, files: Mapping[str, Entry], folder: Path) -> None:
         """Contents of `files` into `folder`, under the same names; empty ones need no request."""
         full = {path: entry for path, entry in files.items() if entry.size}
-        if len(full) <= EACH and all(entry.size <= DIRECT for entry in full.values()):
-            late = await asyncio.gather(*(self._fetch_one(remote, path, folder) for path in full))
-            full = {path: full[path] for path in late if path is not None}
+        small = {path: entry.size for path, entry in full.items() if entry.size <= DIRECT}
+        if len(small) <= EACH and sum(small.values()) <= SUM:
+            for path, data in (await self.fetching.contents(remote, small)).items():
+                await asyncio.to_thread(_write, folder / path, data)
+                del full[path]
         if full:
             names = [f"/{_literal(path)}" for path in full]
             await self.system.get(remote, folder, include=names, account=self.account)
-
-    async def _fetch_one(self, remote: str, path: str, folder: Path) -> str | None:
-        """The file by one request; its path when that cannot be done."""
-        try:
-            data = await self.system.read_bytes(posixpath.join(remote, path))
-        except (TooLarge, InvalidPath, CommandTimeout, ServerError):
-            return path
-        except PathNotFound:
-            return None  # it went meanwhile, or its name is not what the listing calls it
-        await asyncio.to_thread(_write, folder / path, data)
-        return None
 
 
 @dataclass(frozen=True)

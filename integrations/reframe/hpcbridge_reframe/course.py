@@ -16,7 +16,8 @@ from reframe.core.exceptions import JobError, JobSchedulerError
 from reframe.core.logging import getlogger
 
 from hpcbridge import Job, JobInfo, JobState
-from hpcbridge.errors import HpcBridgeError, JobNotFound, JobVanished, KeyConflict, PathNotFound
+from hpcbridge.errors import HpcBridgeError, JobNotFound, JobVanished, PathNotFound
+from hpcbridge.jobs.submit import DEFINITE
 from hpcbridge_reframe.bringing import Brought
 from hpcbridge_reframe.journal import Journal
 from hpcbridge_reframe.restage import FAILED_EXIT
@@ -177,11 +178,9 @@ class Course:
                 async with asyncio.timeout(SETTLE):
                     await self._withdraw(await asyncio.shield(submit))
             raise
-        except KeyConflict:
-            plan.journal.forget()
-            raise
-        except HpcBridgeError:
-            if submit.done():
+        except HpcBridgeError as error:
+            submit.cancel()  # the core has noted what was meant: the next run looks for it
+            if isinstance(error, DEFINITE):
                 plan.journal.forget()
             raise
         self.job_id = job.id

@@ -19,7 +19,7 @@ from reframe.core.exceptions import JobBlockedError, JobError, JobSchedulerError
 from reframe.core.schedulers.slurm import SlurmJobScheduler, _create_nodes, _SlurmJob
 from reframe.utility import nodelist_expand
 
-from hpcbridge import JobInfo, JobState
+from hpcbridge import JobInfo
 from hpcbridge.errors import HpcBridgeError
 from hpcbridge_reframe import nodes
 from hpcbridge_reframe.course import Course, Request
@@ -183,9 +183,12 @@ def _take(job: FirecrestJob, info: JobInfo, over: bool) -> None:
     job._exitcode = max(end.exit_code or 0 for end in ends)
     if info.ended is not None:
         job._completion_time = info.ended.timestamp()
-    if info.nodes and info.state is not JobState.PENDING:
-        job._nodespec = info.nodes
-        try:
-            job._nodelist = nodelist_expand(info.nodes)
-        except ValueError:
-            job._nodelist = [info.nodes]
+    job._nodelist = [node for end in ends if end.nodes for node in _expanded(end.nodes)]
+
+
+def _expanded(nodes: str) -> list[str]:
+    """Names of the nodes in Slurm's short form; of each task of an array, as Slurm's backend has them."""
+    try:
+        return list(nodelist_expand(nodes))
+    except ValueError:
+        return [nodes]

@@ -205,6 +205,7 @@ class Session:
             raise ConfigurationError(f"firecrest_stage_prefix is no absolute path: {base}", system=system.name)
         root = posixpath.join(base, self.options.stage_name or self._own_name())
         await system.mkdir(root)
+        await system.client.chmod(system.name, root, "700")  # nobody else's business, whatever the umask
         map = PathMap.of(self.stage, root, self.options.paths)
         scratch, account = self._make_scratch(), self.options.account
         store = posixpath.join(base, STORE)
@@ -214,8 +215,8 @@ class Session:
             root,
             await system.user(),
             Scanner(self.stage, store, self.filter),
-            Shipping(system, base, account, scratch),
-            Bringing(system, self.filter, account, scratch),
+            Shipping(system, base, root, account, scratch),
+            Bringing(system, root, self.filter, account, scratch),
             map,
         )
         for row in await system.jobs():
@@ -288,6 +289,7 @@ class Session:
         sent = f"{shipped.blobs} file contents in {shipped.archives} archives, {shipped.bytes} bytes"
         getlogger().debug(f"[S] firecrest: shipped {sent}")
         await mirror.shipping.tidy()
+        await mirror.bringing.fetching.tidy()
         used = {each.remote: each for each in self._directories.values() if each.layouts or each.known}
         if not self.options.cleanup or not used:
             return

@@ -14,9 +14,9 @@ import secrets
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from hpcbridge.errors import (
     TooLarge,
     TransferError,
 )
+from hpcbridge_reframe.batching import Batch
 from hpcbridge_reframe.tree import Content, blob_path
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 STORE = "store"
 """The store's directory, below the stage prefix on the cluster."""
-GATHER = 0.15
-"""Seconds for which more is waited for before an archive is made; at most `GATHER_MOST` while more keeps coming."""
-GATHER_MOST = 1.0
 SMALL = 4 << 20
 """Bytes of an archive that may go by one direct upload, if the server takes as much."""
 PATIENCE = 900.0
@@ -54,74 +52,46 @@ class Shipped:
     archives: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Order:
     contents: Mapping[str, Content]
     files: Mapping[str, bytes]
-    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Shipping:
     """Brings contents and files below `base` on the cluster; everything asked for at about the same time at once."""
 
-    def __init__(self, system: System, base: str, account: str | None, scratch: Path) -> None:
-        """`scratch` is a directory here, on the file system of the stage directories."""
+    def __init__(self, system: System, base: str, root: str, account: str | None, scratch: Path) -> None:
+        """`root`, below `base`, is ours alone; `scratch` is here, on the file system of the stage directories."""
         self.system = system
         self.base = base
+        self.root = root
         self.account = account
         self.scratch = scratch
         self.shipped = Shipped()
         self._archive = f".hpcbridge-ship-{secrets.token_hex(8)}.tar.gz"
         self._is_there = False
         self._known: set[str] | None = None
-        self._orders: list[_Order] = []
-        self._working: asyncio.Task[None] | None = None
+        self._orders: Batch[_Order, None] = Batch(self._work)
 
     async def ship(self, contents: Mapping[str, Content], files: Mapping[str, bytes]) -> None:
         """Return when `contents` (by key) are in the store and `files` (by path below `base`) are in place.
 
         Raises HpcBridgeError, and OSError for a file here that changed or cannot be read.
         """
-        order = _Order(contents, files)
-        self._orders.append(order)
-        if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work(), name="hpcbridge-reframe-shipping")
-        await order.done
+        await self._orders.ask(_Order(contents, files))
 
-    async def _work(self) -> None:
-        while self._orders:
-            await self._gather()
-            orders, self._orders = self._orders, []
-            orders = [order for order in orders if not order.done.done()]
-            try:
-                await self._send(orders)
-            except Exception as error:
-                if len(orders) > 1 and not isinstance(error, HpcBridgeError):
-                    await self._one_by_one(orders)  # a file of one test is not the others' trouble
-                    continue
-                for order in orders:
-                    _settle(order, error)
-            else:
-                for order in orders:
-                    _settle(order, None)
+    async def _work(self, orders: Sequence[_Order]) -> list[Exception | None]:
+        try:
+            await self._send(orders)
+        except OSError as error:
+            if len(orders) == 1:
+                return [error]
+            # A file of one test that changed or cannot be read is not the others' trouble.
+            return [outcome for order in orders for outcome in await self._work([order])]
+        return [None] * len(orders)
 
-    async def _one_by_one(self, orders: list[_Order]) -> None:
-        for order in orders:
-            try:
-                await self._send([order])
-            except Exception as error:
-                _settle(order, error)
-            else:
-                _settle(order, None)
-
-    async def _gather(self) -> None:
-        waited, seen = 0.0, -1
-        while waited < GATHER_MOST and seen != len(self._orders):
-            seen = len(self._orders)
-            await asyncio.sleep(GATHER)
-            waited += GATHER
-
-    async def _send(self, orders: list[_Order]) -> None:
+    async def _send(self, orders: Sequence[_Order]) -> None:
         known = await self._contents_there()
         contents = {key: each for order in orders for key, each in order.contents.items() if key not in known}
         files = {path: data for order in orders for path, data in order.files.items()}
@@ -147,6 +117,7 @@ class Shipping:
                 entries = await self.system.ls(store, recursive=True)
             except PathNotFound:
                 await self.system.mkdir(store)
+                await self.system.client.chmod(self.system.name, store, "700")
                 entries = []
             names = {entry.name.rpartition("/")[2]: entry.size for entry in entries if entry.is_file}
             self._known = {name for name, size in names.items() if name.endswith((f"-{size}", f"-{size}x"))}
@@ -155,9 +126,9 @@ class Shipping:
     async def _unpacked_there(self, contents: Mapping[str, Content], files: Mapping[str, bytes]) -> bool:
         """By one upload that the login node unpacks; False when that takes longer than it allows."""
         data = await asyncio.to_thread(_archive, contents, files)
-        client, path = self.system.client, posixpath.join(self.base, self._archive)
+        client, path = self.system.client, posixpath.join(self.root, self._archive)
         self._is_there = True
-        await client.upload(self.system.name, self.base, self._archive, data, patience=PATIENCE)
+        await client.upload(self.system.name, self.root, self._archive, data, patience=PATIENCE)
         try:
             await client.extract(self.system.name, path, self.base, patience=PATIENCE)
         except (CommandTimeout, TooLarge, AmbiguousOutcome, ServerError):
@@ -169,7 +140,7 @@ class Shipping:
         """Remove the last archive; each has taken the place of the one before."""
         if self._is_there:
             with suppress(HpcBridgeError):
-                await self.system.client.rm(self.system.name, posixpath.join(self.base, self._archive))
+                await self.system.client.rm(self.system.name, posixpath.join(self.root, self._archive))
 
     async def _put(self, contents: Mapping[str, Content]) -> None:
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ship-", dir=self.scratch))
@@ -199,17 +170,9 @@ def _parts(files: Mapping[str, bytes], most: int) -> list[dict[str, bytes]]:
     return parts
 
 
-def _settle(order: _Order, error: Exception | None) -> None:
-    if order.done.done():
-        return
-    if error is None:
-        order.done.set_result(None)
-    else:
-        order.done.set_exception(error)
-
-
 def _member(key: str) -> tuple[str, int]:
-    return posixpath.join(STORE, blob_path(key)), 0o755 if key.endswith("x") else 0o644
+    # Links of tests point to them: what is written through a link must not change it for others.
+    return posixpath.join(STORE, blob_path(key)), 0o555 if key.endswith("x") else 0o444
 
 
 def _archive(contents: Mapping[str, Content], files: Mapping[str, bytes]) -> bytes:
