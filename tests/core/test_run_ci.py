@@ -77,7 +77,7 @@ def test_github_gets_groups_masks_outputs_and_a_summary(runs: Runs) -> None:
     summary = (runs.folder / "summary").read_text()
     assert f"### Job {job_id}" in summary
     assert "| State | COMPLETED |" in summary
-    assert "| Results | 1 files" in summary
+    assert "| Results | 1 file, " in summary
 
 
 def test_github_is_told_why_a_job_failed_and_later_steps_its_code(runs: Runs) -> None:

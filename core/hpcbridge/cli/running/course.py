@@ -270,7 +270,7 @@ class Course:
             display.close()
             for name, error in pulled.failures.items():
                 self.reporter.note(f"Not fetched: {name}: {error.message}")
-            self.reporter.note(f"{pulled.files} files, {output.size(pulled.bytes)} -> {handle.into}")
+            self.reporter.note(f"{pulled.amount} -> {handle.into}")
         return pulled
 
     def _finish(self, info: JobInfo, code: int, pulled: moving.Pulled | None) -> int:

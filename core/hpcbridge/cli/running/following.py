@@ -14,6 +14,7 @@ from hpcbridge.cli.running.masking import Masker
 from hpcbridge.cli.running.reporting import Reporter
 from hpcbridge.cli.running.telling import duration
 from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, InvalidRequest, JobNotFound, ServerError, Unavailable
+from hpcbridge.jobs.guard import directives_in, options_in
 from hpcbridge.staging.context import given_up, in_thread
 
 if TYPE_CHECKING:
@@ -169,6 +170,11 @@ class Follower:
         await asyncio.gather(*(self._stream(stream, file) for stream, file in streams))
 
     async def _has_errors_apart(self) -> bool:
+        spec = self.job.spec
+        if spec is not None and spec.script is not None:
+            lines = (*directives_in(spec.script), *spec.directives)
+            own = [value for option, value in options_in(lines) if option in ("-e", "--error")]
+            return (spec.error or next(reversed(own), None)) not in (None, spec.output, "/dev/null")
         while True:
             try:
                 paths = [await self.job.output_path("stdout"), await self.job.output_path("stderr")]

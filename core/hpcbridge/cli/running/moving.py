@@ -12,6 +12,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from hpcbridge.cli.context import usage_error
+from hpcbridge.cli.output import size
 from hpcbridge.cli.progress import Several
 from hpcbridge.errors import HpcBridgeError, NotFound, PathNotFound, SomeFailed
 
@@ -123,6 +124,11 @@ class Pulled:
     def bytes(self) -> int:
         """Bytes that moved."""
         return sum(item["bytes"] for item in self.items)
+
+    @property
+    def amount(self) -> str:
+        """`3 files, 1.2 MB`."""
+        return f"{self.files} file{'' if self.files == 1 else 's'}, {size(self.bytes)}"
 
     def add(self, source: str, target: Path, result: Any) -> None:
         """Note a transfer's result."""

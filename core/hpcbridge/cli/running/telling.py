@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hpcbridge.cli import output
-
 if TYPE_CHECKING:
     from hpcbridge.cli.running.handle import Handle
     from hpcbridge.cli.running.moving import Pulled
@@ -48,7 +46,7 @@ def summary_of(handle: Handle, info: JobInfo, code: int, pulled: Pulled | None) 
     if info.started and info.ended:
         rows["Ran for"] = duration((info.ended - info.started).total_seconds())
     if pulled is not None:
-        rows["Results"] = f"{pulled.files} files, {output.size(pulled.bytes)}"
+        rows["Results"] = pulled.amount
     return rows
 
 
