@@ -218,6 +218,22 @@ async def test_a_long_backlog_is_read_exactly(sandbox, written, text, offset):
     assert await followed(sandbox, written, write, offset=offset) == written.all[offset:]
 
 
+async def test_a_file_that_grows_by_megabytes_between_two_requests_is_read_exactly(sandbox, written):
+    """What `tail` is asked for was little, and is more than it can answer by then."""
+    written.append(b"a line of text\n" * 20_000)
+    slow = {"method": "GET", "path": "/filesystem/*/ops/tail", "kind": "latency", "seconds": 4, "count": 1}
+    sandbox.post("/faults", [slow])
+    sandbox.delete("/requests")
+
+    async def write(caught_up):
+        while "GET /filesystem/{}/ops/stat" not in sandbox.get("/requests")["counts"]:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.0)
+        written.append(b"more of the text\n" * 450_000)
+
+    assert await followed(sandbox, written, write) == written.all
+
+
 async def test_undecodable_bytes_in_a_file_too_large_to_download_are_counted_and_replaced(sandbox, written):
     written.append(b"x" * 4_500_000)
 

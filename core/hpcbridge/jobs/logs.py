@@ -223,7 +223,10 @@ class _Reader:
                 self._too_large = True
         if size - self.offset > TAIL_MAX:
             return _exact(await self._window(size))
-        data = await self._tail(last=last)
+        try:
+            data = await self._tail(last=last)
+        except TooLarge:  # it has grown by megabytes since its size was asked for
+            return _exact(await self._window(size))
         if data is None:
             self._binary = True
             return await (self._replaced(size) if self._too_large else self._read(size, last=last))
