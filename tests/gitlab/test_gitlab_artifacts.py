@@ -12,6 +12,8 @@ from support.gitlab_bench import Bench
 from support.gitlab_runner import Runner
 from support.gitlab_scripts import Recipe
 
+pytestmark = pytest.mark.timeout(1200)
+
 JUNIT = "<testsuite name='s'><testcase name='t'/></testsuite>"
 ARTIFACTS = [
     {"paths": ["out/**/*.txt", "{a,b}.log"], "exclude": ["out/secret.txt"], "untracked": False},

@@ -21,7 +21,7 @@ def ran(local_bench: Bench, request: pytest.FixtureRequest) -> Iterator[Ran]:
     yield from run_all(local_bench, request)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("case", "form"), LOCAL, ids=ids(LOCAL))
 def test_a_case_of_the_contract(local_bench, ran, case, form, record_property):
     check(local_bench, ran, case, form, "local", record_property)

@@ -24,7 +24,7 @@ FAULTS = {
 ARTIFACT = [{"paths": ["out"], "when": "always"}]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("fault", [*FAULTS, "expired token"])
 def test_a_fault_in_every_stage_changes_nothing(host: Bench, fault: str):
     """The first two requests of every call meet the fault; the job ends as without."""
@@ -40,7 +40,7 @@ def test_a_fault_in_every_stage_changes_nothing(host: Bench, fault: str):
                 rules = [{"path": "/*/*/*", "count": 2, **rule} for rule in FAULTS[fault]]
                 host.sandbox.post("/faults", rules)
         time.sleep(0.02)
-    runner.join(300)
+    runner.join(900)
     assert runner.outcome == "success", runner.log
     assert host.job(runner).artifact() is not None
     assert runner.log.count("in the script\n") == 2  # the command's echo, and its output
@@ -62,7 +62,7 @@ def _killed(bench: Bench, recipe: Recipe, *, lease: int) -> Spec:
     spec = bench.spec(recipe, driver={"lease": lease})
     process = start_process(spec)
     job = bench.gitlab.jobs[spec.wanted]  # type: ignore[index]
-    wait_for(lambda: b"started\n" in job.trace, 200, "the script's start")
+    wait_for(lambda: b"started\n" in job.trace, 600, "the script's start")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return spec
@@ -76,7 +76,7 @@ def _gc(bench: Bench, spec: Spec, *words: str) -> subprocess.CompletedProcess[st
     return done
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_lease_ends_what_a_killed_runner_has_left(any_host: Bench):
     lease = 20
     spec = _killed(any_host, Recipe(["echo started; sleep 600"]), lease=lease)
@@ -96,7 +96,7 @@ def test_the_lease_ends_what_a_killed_runner_has_left(any_host: Bench):
     assert not record.exists()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_gc_ends_a_live_allocation_that_nobody_works_for(host: Bench):
     spec = _killed(host, Recipe(["echo started; sleep 600"]), lease=600)
     assert "in use" in _gc(host, spec).stdout
@@ -106,15 +106,15 @@ def test_gc_ends_a_live_allocation_that_nobody_works_for(host: Bench):
     assert _gc(host, spec).returncode == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_node_that_dies_is_the_sites_fault():
     with start_sandbox("--accounting-lag", "1", "--user", "alice", "--user", "bob") as process, bench(process) as own:
         runner = own.runner(Recipe(["echo started; sleep 600"], ["echo after"]))
         runner.start()
-        wait_for_log(runner, "started\n", 200)
+        wait_for_log(runner, "started\n", 600)
         process.kill()
         process.start()
-        runner.join(300)
+        runner.join(900)
         assert runner.outcome == "runner_system_failure", runner.log
         assert "NODE_FAIL (the site or the runner): the allocation is gone" in runner.log
         assert runner.log.count("after") == 0 or "LOST" in runner.log or "NODE_FAIL" in runner.log

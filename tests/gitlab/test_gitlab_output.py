@@ -19,7 +19,7 @@ SIZE = 50_000_000 if PROVE else 8_000_000
 TICK_1 = {"tick": 1, "agent_tick": 0.3}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_large_log_arrives_byte_for_byte(any_host):
     script = [f"head -c {SIZE} /dev/urandom > blob; echo BEGIN-OF-IT; cat blob; echo; echo END-OF-IT; sha256sum blob"]
     runner = any_host.runner(Recipe(script)).run()
@@ -39,7 +39,7 @@ def delays(runner) -> list[float]:
     return found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_the_log_is_live(any_host):
     """Lines arrive while the script runs; with the full figures, within three seconds at ticks of one second."""
     lines = 100 if PROVE else 40
@@ -51,22 +51,22 @@ def test_the_log_is_live(any_host):
     assert statistics.median(late) < (3 if PROVE else lines * 0.2)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_an_idle_look_is_one_request(host):
     seconds = 20 if PROVE else 8
     runner = host.runner(Recipe([f"echo started; sleep {seconds + 6}"]), driver=TICK_1)
     runner.start()
-    wait_for_log(runner, "started\n", 200)
+    wait_for_log(runner, "started\n", 600)
     time.sleep(3)
     host.sandbox.delete("/requests")
     time.sleep(seconds)
     counts = host.sandbox.get("/requests")["counts"]
-    runner.join(200)
+    runner.join(600)
     assert set(counts) == {"GET /filesystem/{}/ops/download"}, counts
     assert 1 <= counts["GET /filesystem/{}/ops/download"] <= seconds + 2
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_job_of_eight_stages_costs_one_queue_wait(host):
     host.sandbox.delete("/requests")
     cache = [{"key": "k", "paths": ["out"], "policy": "pull-push"}]

@@ -63,7 +63,7 @@ def queued(bench: Bench, recipe: Recipe) -> Job:
     return bench.gitlab.queue(recipe.response)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_real_jobs_end_as_in_the_harness(host):
     artifacts = [{"paths": ["out"], "when": "always", "artifact_type": "archive", "artifact_format": "zip"}]
     with real_runner(host):

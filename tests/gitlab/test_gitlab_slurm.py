@@ -25,13 +25,13 @@ def ran_on_slurm(slurm_bench: Bench, request: pytest.FixtureRequest) -> Iterator
     yield from run_all(slurm_bench, request)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("case", "form"), ON_SLURM, ids=ids(ON_SLURM))
 def test_a_case_of_the_contract_on_real_slurm(slurm_bench, ran_on_slurm, case, form, record_property):
     check(slurm_bench, ran_on_slurm, case, form, "slurm", record_property)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_artifacts_of_every_task_arrive_from_real_slurm(slurm_bench):
     """USE_MPI: the script runs once per task, in one allocation."""
     variables = {"USE_MPI": "YES", "SLURM_NTASKS": "2"}

@@ -43,7 +43,7 @@ class Case:
         runner = bench.runner(self.recipe(), rule=self.rule, driver=self.driver, form=form, **self.options)
         runner.start()
         self.meanwhile(bench, runner)
-        return runner.join(240)
+        return runner.join(900)
 
 
 def order(runner: Runner, *stages: str) -> None:
@@ -59,8 +59,8 @@ def over(bench: Bench, runner: Runner, jobs: int = 1) -> None:
         states = bench.states(runner)
         return len(states) == jobs and set(states) <= ended
 
-    wait_for(all_ended, 60, f"{jobs} ended jobs")
-    wait_for(lambda: not any(p.name.startswith(f"{runner.spec.wanted}-") for p in bench.places), 60, "removal")
+    wait_for(all_ended, 180, f"{jobs} ended jobs")
+    wait_for(lambda: not any(p.name.startswith(f"{runner.spec.wanted}-") for p in bench.places), 180, "removal")
 
 
 def told(bench: Bench, runner: Runner, state: str, reason: str, code: int | None = None) -> None:
@@ -127,7 +127,7 @@ def _get_sources() -> Case:
         return Recipe(["cat README"], variables={"GET_SOURCES_ATTEMPTS": "2"}, project=project, project_id=8)
 
     def meanwhile(bench: Bench, runner: Runner) -> None:
-        wait_for(lambda: "clear_worktree" in runner.order or runner.outcome, 200)
+        wait_for(lambda: "clear_worktree" in runner.order or runner.outcome, 600)
         bench.gitlab.hidden.discard(project)
 
     def check(bench: Bench, runner: Runner) -> None:
@@ -141,7 +141,7 @@ def _get_sources() -> Case:
 
 def _when(text: str, act: Callable[[Bench, Runner], None]) -> Callable[[Bench, Runner], None]:
     def meanwhile(bench: Bench, runner: Runner) -> None:
-        wait_for_log(runner, text, 200)
+        wait_for_log(runner, text, 600)
         act(bench, runner)
 
     return meanwhile

@@ -179,7 +179,7 @@ class Runner:
         self._thread.start()
         return self
 
-    def join(self, timeout: float = 120) -> Runner:
+    def join(self, timeout: float = 600) -> Runner:
         """Wait for the end."""
         self._thread.join(timeout)
         assert not self._thread.is_alive(), f"the job has not ended: {self.stages}\n{self.log[-3000:]}"
@@ -414,7 +414,7 @@ class Runner:
         return [stage.name for stage in self.stages]
 
 
-def wait_for_log(runner: Runner, text: str, seconds: float = 120) -> None:
+def wait_for_log(runner: Runner, text: str, seconds: float = 600) -> None:
     """Until the executor has printed it."""
     deadline = time.monotonic() + seconds
     while text not in runner.log:

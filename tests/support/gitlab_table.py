@@ -10,7 +10,7 @@ from support.gitlab_bench import Bench
 from support.gitlab_cases import Case
 from support.gitlab_runner import Runner
 
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 3
 
 Ran = dict[tuple[str, str], "Future[Runner]"]
 Note = Callable[[str, object], None]
@@ -28,7 +28,7 @@ def run_all(bench: Bench, request: Any) -> Iterator[Ran]:
 
 def check(bench: Bench, ran: Ran, case: Case, form: str, scheduler: str, note: Note) -> None:
     """What came of a case, and its line of the table."""
-    runner = ran[case.name, form].result(timeout=600)
+    runner = ran[case.name, form].result(timeout=1200)
     note("contract", f"{case.name:45} {form:6} {scheduler:6} {runner.outcome:24} {' '.join(runner.order)}")
     print(runner.log)
     print("\n".join(map(str, runner.stages)))
