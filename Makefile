@@ -74,6 +74,10 @@ $(ENVS)/proxy/.ready:
 demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a checked result
 	$(AIRFLOW)/python examples/demo.py
 
+.PHONY: demo-jupyterhub
+demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real JupyterHub before it, to log in to
+	$(JUPYTERHUB)/python examples/local_jupyterhub.py
+
 # Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
 SIDE_BY_SIDE := -n 4 --dist loadfile
 .PHONY: test $(PARTS:%=test-%)

@@ -46,8 +46,6 @@ def watched(folder: Path, sandbox: SandboxProcess, port: int, count: int) -> flo
         polls = re.search(r'hpcbridge_polls_total{source="server"} (\S+)', hub.metrics())
         assert polls is not None
         assert float(polls[1]) >= count
-    for job in jobs:
-        assert job
     return rate
 
 
@@ -62,7 +60,8 @@ def test_requests_do_not_grow_with_the_servers(tmp_path: Path) -> None:
     print(f"REST requests per minute: {rates}")
     assert rates[MANY] <= max(rates[FEW] * 1.5, 8)
     assert 0 < rates[MANY] <= 15
-    held = [line for line in (tmp_path / str(MANY) / "held.log").read_text().splitlines() if "hpcbridge" in line]
+    steps = (tmp_path / str(MANY) / "held.log").read_text().splitlines()
+    held = [step for step in steps if "hpcbridge" in step or "poll_and_notify" in step]
     worst = max((float(line.split()[0]) for line in held), default=0.0)
     print(f"longest step of ours in the hub's loop, with {MANY} servers: {worst * 1000:.0f} ms (below 20 ms: 0)")
     assert worst < HELD, max(held)

@@ -45,14 +45,27 @@ markers =
 
 @pytest.mark.timeout(2400)
 def test_the_hubs_own_tests(cluster: SandboxProcess, tmp_path: Path) -> None:
+    run(cluster, tmp_path, MODULES, FULL if PROVE else QUICK, least=100 if PROVE else 15)
+
+
+@pytest.mark.timeout(600)
+def test_with_internal_ssl(cluster: SandboxProcess, tmp_path: Path) -> None:
+    """Keys and certificates reach the node, and hub, proxy and server trust each other only."""
+    about = "test_create_or_start_named_server and trevor"
+    run(cluster, tmp_path, ("test_named_servers",), about, least=2, SSL_ENABLED="1")
+
+
+def run(
+    cluster: SandboxProcess, tmp_path: Path, modules: tuple[str, ...], about: str, *, least: int, **more: str
+) -> None:
     ini, report, log = tmp_path / "pytest.ini", tmp_path / "report.xml", tmp_path / "output.log"
     ini.write_text(INI)
     path = os.pathsep.join([str(PROXY.parent), os.environ["PATH"]])
     tests = Path(__file__).parents[1]
-    environment = {**os.environ, **cluster.client_env("alice"), "PATH": path, "PYTHONPATH": str(tests)}
+    environment = {**os.environ, **cluster.client_env("alice"), "PATH": path, "PYTHONPATH": str(tests), **more}
     command = [sys.executable, "-m", "pytest", "-c", str(ini), "-p", "support.jupyterhub_suite", "-v", "-rs"]
-    command += ["-p", "no:cacheprovider", "-p", "no:warnings", f"--junit-xml={report}", "-k", FULL if PROVE else QUICK]
-    command += ["--pyargs", *(f"jupyterhub.tests.{module}" for module in MODULES)]
+    command += ["-p", "no:cacheprovider", "-p", "no:warnings", f"--junit-xml={report}", "-k", about]
+    command += ["--pyargs", *(f"jupyterhub.tests.{module}" for module in modules)]
     with log.open("w") as output:
         done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=output, stderr=output, check=False)
     text = log.read_text(errors="replace")
@@ -61,4 +74,4 @@ def test_the_hubs_own_tests(cluster: SandboxProcess, tmp_path: Path) -> None:
     counts = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
     print(f"JupyterHub's own tests: {counts}")
     assert counts["failures"] == counts["errors"] == done.returncode == 0, text[-12000:]
-    assert counts["tests"] - counts["skipped"] >= (100 if PROVE else 15), text
+    assert counts["tests"] - counts["skipped"] >= least, text

@@ -17,7 +17,7 @@ def _measured(self):
     _run(self)
     spent = time.thread_time() - began
     if spent > 0.02:
-        _log.write(f"{spent:.4f} {self!r}\\n")
+        _log.write(f"{spent:.4f} {getattr(self._callback, '__self__', self)!r}\\n")  # the task that made the step
 asyncio.events.Handle._run = _measured
 """
 """Config lines: each step of the hub's loop that took more than 20 ms of processor time goes to `held.log`."""

@@ -36,6 +36,8 @@ def _client(keys: Keys) -> httpx.AsyncClient:
         key, cert, ca = keys if len(keys) == 3 else (None, None, None)
         context = make_ssl_context(key, cert, cafile=ca) if key else False
         # Nothing is kept open: the node's firewall may forget a connection, and 1,000 idle ones help nobody.
-        limits = httpx.Limits(max_connections=100, max_keepalive_connections=0)
-        clients[keys] = httpx.AsyncClient(verify=context, timeout=PATIENCE, limits=limits, trust_env=False)
+        limits = httpx.Limits(max_connections=200, max_keepalive_connections=0)
+        # Waiting for its turn says nothing of a server: no limit but the poll's own.
+        timeout = httpx.Timeout(PATIENCE, pool=None)
+        clients[keys] = httpx.AsyncClient(verify=context, timeout=timeout, limits=limits, trust_env=False)
     return clients[keys]
