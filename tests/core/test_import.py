@@ -36,9 +36,13 @@ def test_import_loads_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
 
 
-def test_what_is_heavy_can_be_loaded_beforehand() -> None:
-    code = "import sys; from hpcbridge.firecrest.rest import preload; preload(); print('firecrest.v2' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True"]
+@pytest.mark.parametrize(
+    ("room", "heavy"),
+    [("firecrest.rest", "firecrest.v2"), ("credentials.issuer", "authlib.integrations.httpx_client")],
+)
+def test_what_is_heavy_can_be_loaded_beforehand(room: str, heavy: str) -> None:
+    code = f"import sys; from hpcbridge.{room} import preload; preload(); print({heavy!r} in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True).split() == ["True"]
 
 
 @pytest.mark.parametrize("name", hpcbridge.__all__)
