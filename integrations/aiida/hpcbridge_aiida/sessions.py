@@ -349,12 +349,14 @@ def _prepare(endpoint: Endpoint) -> tuple[Hpc, Any]:
     """Read the configuration, and load in this thread what would otherwise hold up AiiDA's event loop later."""
     for module in _USED:
         import_module(module)
-    from hpcbridge.firecrest.rest import preload
+    from hpcbridge.credentials import issuer
+    from hpcbridge.firecrest import rest
     from hpcbridge.jobs.intents import state_directory
     from hpcbridge.staging.plan import Limits
     from hpcbridge_aiida.spool import sweep
 
-    preload()
+    issuer.preload()
+    rest.preload()
     sweep(state_directory() / "aiida" / "spool")
     return references.connect(endpoint), Limits.of
 
