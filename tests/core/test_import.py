@@ -36,6 +36,15 @@ def test_import_loads_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
 
 
+@pytest.mark.parametrize(
+    ("room", "heavy"),
+    [("firecrest.rest", "firecrest.v2"), ("credentials.issuer", "authlib.integrations.httpx_client")],
+)
+def test_what_is_heavy_can_be_loaded_beforehand(room: str, heavy: str) -> None:
+    code = f"import sys; from hpcbridge.{room} import preload; preload(); print({heavy!r} in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True).split() == ["True"]
+
+
 @pytest.mark.parametrize("name", hpcbridge.__all__)
 def test_every_exported_name_is_there(name: str) -> None:
     assert getattr(hpcbridge, name) is not None

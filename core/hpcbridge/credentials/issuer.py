@@ -52,6 +52,17 @@ class Grant:
     refresh_token: Secret | None
 
 
+def preload() -> Any:
+    """Authlib's client (a class). Loading it takes half a second, for which an event loop would stand still."""
+    with warnings.catch_warnings():  # Authlib prefers httpx's successor and says so at each import
+        import authlib.deprecate  # noqa: F401 (puts its own filter first)
+
+        warnings.simplefilter("ignore")
+        from authlib.integrations.httpx_client import AsyncOAuth2Client
+
+    return AsyncOAuth2Client
+
+
 class Issuer:
     """One issuer as one client. `options(url)` are httpx's for that URL: the site's TLS and proxy."""
 
@@ -176,13 +187,7 @@ class Issuer:
         raise failure
 
     def _client(self, url: str, secret: Secret | None) -> AsyncOAuth2Client:
-        with warnings.catch_warnings():  # Authlib prefers httpx's successor and says so at each import
-            import authlib.deprecate  # noqa: F401 (puts its own filter first)
-
-            warnings.simplefilter("ignore")
-            from authlib.integrations.httpx_client import AsyncOAuth2Client
-
-        return AsyncOAuth2Client(
+        client: AsyncOAuth2Client = preload()(
             client_id=self.client_id,
             client_secret=secret.reveal() if secret else None,
             token_endpoint_auth_method=self._client_auth,
@@ -190,6 +195,7 @@ class Issuer:
             timeout=_TIMEOUT,
             **self._options(url),
         )
+        return client
 
     def _explain(self, error: Exception) -> HpcBridgeError:
         """Our error for Authlib's OAuthError, httpx's (of whichever generation Authlib uses) and unreadable answers."""

@@ -143,10 +143,10 @@ class Looking(Part):
     async def glob_async(self, pathname: TransportPath, ignore_nonexisting: bool = True) -> list[str]:
         """The paths that match, sorted; none is [] unless `ignore_nonexisting` is off, then OSError."""
         pattern = absolute(pathname)
-        await self.session.settle(_before_magic(pattern))
+        await self.session.settle(before_magic(pattern))
         try:
             if has_magic(pattern):
-                return await self._expand(pattern)
+                return [path for path, _ in await self.expand(pattern)]
             if await self.stat(pattern, dereference=False) is not None:
                 return [pattern]
         except NotFound:
@@ -155,13 +155,14 @@ class Looking(Part):
             return []
         raise OSError(f"Either the remote path {pathname} does not exist, or a matching file/folder not found.")
 
-    async def _expand(self, pattern: str) -> list[str]:
+    async def expand(self, pattern: str) -> list[tuple[str, Kind]]:
+        """The paths that match, and what the listing tells each to be. Raises PathNotFound where there is none."""
         from hpcbridge.staging.remote import globs
 
         found = await globs.expand(await self.session.transfer(), pattern)
         # What was looked for together is fetched together: `downloads` packs it.
         self._matched = {each.path: each.entry.size for each in found if each.entry and each.entry.is_file}
-        return [each.path for each in found]
+        return [(each.path, _kind(each.entry)) for each in found]
 
     @remote
     async def whoami_async(self) -> str:
@@ -174,11 +175,18 @@ class Looking(Part):
         return absolute(path)
 
 
+def _kind(entry: FileEntry | None) -> Kind:
+    if entry is None or not (entry.is_file or entry.is_dir):
+        return Kind.UNKNOWN
+    return Kind.FILE if entry.is_file else Kind.DIRECTORY
+
+
 def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) and (not name.startswith(".") or pattern.startswith("."))
 
 
-def _before_magic(pattern: str) -> str:
+def before_magic(pattern: str) -> str:
+    """The directory that a pattern is looked for in."""
     parts = pattern.split("/")
     first = next((index for index, part in enumerate(parts) if has_magic(part)), len(parts))
     return "/".join(parts[:first]) or "/"

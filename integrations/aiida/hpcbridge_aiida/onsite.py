@@ -13,6 +13,7 @@ from aiida.transports.transport import TransportPath, has_magic
 
 from hpcbridge.errors import NotFound
 from hpcbridge_aiida.failures import plain, remote
+from hpcbridge_aiida.looking import before_magic
 from hpcbridge_aiida.owned import Kind
 from hpcbridge_aiida.paths import absolute, carried, is_within
 from hpcbridge_aiida.spool import Operation
@@ -69,8 +70,15 @@ class OnSite(Uploads):
             raise plain(error) from error
 
     async def _sources(self, source: str) -> dict[str, Kind]:
-        paths = await self.glob_async(source) if has_magic(source) else [source]
-        kinds = {path: await self._kind_there(path) for path in paths}
+        kinds = {source: Kind.UNKNOWN}
+        if has_magic(source):
+            await self.session.settle(before_magic(source))
+            try:
+                kinds = dict(await self.expand(source))
+            except NotFound:
+                kinds = {}
+        for path in [path for path, kind in kinds.items() if kind is Kind.UNKNOWN]:
+            kinds[path] = await self._kind_there(path)
         missing = [path for path, kind in kinds.items() if kind is Kind.ABSENT]
         if missing or not kinds:
             raise FileNotFoundError(f"Source not found: {', '.join(missing) or source} on {self.system}")
