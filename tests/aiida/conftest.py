@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,33 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.failed and isinstance(daemon, AiidaProfile):
         report.sections.append(("AiiDA's daemon", daemon.log()))
     return report
+
+
+CONTRACT = ("test_transport_", "test_upload_", "test_unit_")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two groups side by side (`--dist loadgroup`): what a daemon works for, and what needs none."""
+    for item in items:
+        group = "contract" if item.path.name.startswith(CONTRACT) else "daemon"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture
+def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Print a figure at the end of the run, whoever ran the test."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The figures that tests have said."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    figures = [text for report in reports for name, text in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for text in figures:
+            terminalreporter.write_line(text)
 
 
 def pytest_sessionfinish() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from support.aiida_runs import Ended, add, report
 from support.sandbox import SandboxProcess, start_sandbox
 from support.scale import PROVE
 
+Say = Callable[[str], None]
 RATIO = 1.15
 BLOCKED = 0.05
 ENDS = ("finished", "excepted", "killed")
@@ -79,51 +80,53 @@ def wall(daemon: AiidaProfile, code: Any, count: int, seconds: float) -> float:
     return took
 
 
-def compare(daemon: AiidaProfile, base: Any, ours: Any, count: int, title: str) -> float:
+def compare(daemon: AiidaProfile, base: Any, ours: Any, count: int, title: str, say: Say) -> float:
     """The ratio of the two walls, measured one after the other; nothing fails, and nothing is tried again."""
     failures = len(daemon.failures())
     seconds = 120 + 6 * count
     theirs = wall(daemon, base, count, seconds)
     mine = wall(daemon, ours, count, seconds)
-    print(f"{title}: {base.computer.scheduler_type} {theirs:.1f} s, ours {mine:.1f} s, ratio {mine / theirs:.2f}")
+    say(f"{title}: {base.computer.scheduler_type} {theirs:.1f} s, ours {mine:.1f} s, ratio {mine / theirs:.2f}")
     assert daemon.failures()[failures:] == []
     return mine / theirs
 
 
 @pytest.mark.parametrize("setting", FULL if PROVE else QUICK, ids=str)
 @pytest.mark.timeout(3000 if PROVE else 300)
-def test_many_at_once(daemon: AiidaProfile, busy: SandboxProcess, native: Any, many: Any, setting: Setting) -> None:
+def test_many_at_once(
+    daemon: AiidaProfile, busy: SandboxProcess, native: Any, many: Any, setting: Setting, say: Say
+) -> None:
     busy.post("/sessions", {"max": setting.sessions})
     busy.post("/latency", {"seconds": setting.latency})
     busy.delete("/requests")
     try:
-        ratio = compare(daemon, native, many, setting.count, str(setting))
+        ratio = compare(daemon, native, many, setting.count, str(setting), say)
     finally:
         busy.post("/sessions", {"max": None})
         busy.post("/latency", {"seconds": 0})
     total = sum(busy.get("/requests")["counts"].values())
-    print(f"{setting}: {total / setting.count:.1f} requests each")
+    say(f"{setting}: {total / setting.count:.1f} requests each")
     if PROVE:
         assert ratio <= RATIO
 
 
 @pytest.mark.slurm
 @pytest.mark.timeout(3000 if PROVE else 300)
-def test_many_at_once_on_slurm(daemon: AiidaProfile, native_slurm: Any, slurm: Any) -> None:
+def test_many_at_once_on_slurm(daemon: AiidaProfile, native_slurm: Any, slurm: Any, say: Say) -> None:
     """core.local and core.slurm, and ours, on one and the same real Slurm."""
     count = 50 if PROVE else 4
-    ratio = compare(daemon, native_slurm, slurm, count, f"{count} adds on Slurm")
+    ratio = compare(daemon, native_slurm, slurm, count, f"{count} adds on Slurm", say)
     if PROVE:
         assert ratio <= RATIO
 
 
-def test_the_event_loop_is_not_blocked(daemon: AiidaProfile, many: Any) -> None:
+def test_the_event_loop_is_not_blocked(daemon: AiidaProfile, many: Any, say: Say) -> None:
     """By anything of ours, in whatever this run gave the daemon to do."""
     wall(daemon, many, 8, 120)
     lines = daemon.loop_log.read_text().splitlines() if daemon.loop_log.exists() else []
     stretches = sorted(map(json.loads, lines), key=lambda one: -one["cpu"])
     for one in stretches[:5]:
-        print(f"{one['wall'] * 1000:.0f} ms, of which {one['cpu'] * 1000:.0f} ms computing: {one['places']}")
+        say(f"{one['wall'] * 1000:.0f} ms, of which {one['cpu'] * 1000:.0f} ms computing: {one['places']}")
     # On a busy machine the clock on the wall says how long others had the processor.
     longest = max((one["wall" if PROVE else "cpu"] for one in stretches), default=0)
     assert longest <= BLOCKED
