@@ -379,3 +379,13 @@ async def test_an_untrusted_certificate_says_what_to_set(tmp_path: object) -> No
     found = explain_failure(error, {"site": "s"}, safe=True)
     assert isinstance(found, errors.ConfigurationError)
     assert "ca_file" in str(found)
+
+
+async def test_clients_can_be_made_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose event loop must not stand still makes them beforehand; the first request finds them."""
+    async with serving(lambda _request, _n: Answer()) as (session, _):
+        await asyncio.to_thread(session.prepare)
+        monkeypatch.setattr("hpcbridge.http.session.client_options", pytest.fail)
+        await session.request("GET", "/a")
+        await session.send_once("POST", "/b")
+        assert session.storage

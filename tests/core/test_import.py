@@ -36,6 +36,11 @@ def test_import_loads_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
 
 
+def test_what_is_heavy_can_be_loaded_beforehand() -> None:
+    code = "import sys; from hpcbridge.firecrest.rest import preload; preload(); print('firecrest.v2' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True"]
+
+
 @pytest.mark.parametrize("name", hpcbridge.__all__)
 def test_every_exported_name_is_there(name: str) -> None:
     assert getattr(hpcbridge, name) is not None
