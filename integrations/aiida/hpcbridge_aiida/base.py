@@ -26,6 +26,7 @@ class Part(AsyncTransport):
     _session: Session | None
     _is_open: bool
     _touched: set[Parcel]
+    _wanted: set[str]
     _matched: dict[str, int]
     _missing: dict[str, list[float]]
     coalesce: bool

@@ -148,12 +148,19 @@ class Session:
         """Whether it shall exist and was not made yet."""
         return directory in self._assumed
 
-    async def make_assumed(self, path: str | None = None) -> None:
-        """Make what shall exist and has to do with `path` (None: all of it)."""
-        wanted = [each for each in self._assumed if path is None or is_within(path, each) or is_within(each, path)]
+    async def make_assumed(self, path: str) -> None:
+        """Make what shall exist at `path`, above it or below."""
+        await self._make(each for each in self._assumed if is_within(path, each) or is_within(each, path))
+
+    async def make_still_assumed(self, directories: Iterable[str]) -> None:
+        """Make those of `directories` that shall exist and were not made with what was put into them."""
+        await self._make(each for each in directories if each in self._assumed)
+
+    async def _make(self, directories: Iterable[str]) -> None:
+        wanted = list(directories)
         deepest = [each for each in wanted if not any(other != each and is_within(other, each) for other in wanted)]
         for directory in deepest:
-            await self.client.mkdir(self.system, directory, parents=True, patience=PATIENCE)
+            await self.client.mkdir(self.system, directory, parents=True)
         self._assumed.difference_update(wanted)
         self.have_been_made(deepest)
 

@@ -102,6 +102,7 @@ class HpcbridgeTransport(OnSite, Downloads):
         self.coalesce = bool(kwargs.get("coalesce", True))
         self._session: Session | None = None
         self._touched: set[Parcel] = set()
+        self._wanted: set[str] = set()
         self._matched: dict[str, int] = {}
         self._missing: dict[str, list[float]] = {}
         self._fetched: dict[str, bytes] = {}

@@ -39,8 +39,9 @@ class Uploads(Looking):
         if session is None:
             return
         mine, self._touched = list(self._touched), set()
+        wanted, self._wanted = self._wanted, set()
         await session.delivery.send(mine)
-        await session.make_assumed()
+        await session.make_still_assumed(wanted)
         await session.drop(mine)
         await session.tidy()
 
@@ -63,8 +64,7 @@ class Uploads(Looking):
         if ignore_existing and (session.is_trusted(path) or session.is_assumed(path)):
             return
         if ignore_existing and self.coalesce:
-            check_path(path, self.system)
-            session.assume(path)
+            self._assume(path)
             return
         if not ignore_existing:
             seen_missing = self._saw_missing(path)
@@ -76,6 +76,12 @@ class Uploads(Looking):
             session.asked(path)
         await self.client.mkdir(self.system, path, parents=True)
         session.have_been_made([path])
+
+    def _assume(self, path: str) -> None:
+        """`path` shall exist when this transport is closed, or is looked at."""
+        check_path(path, self.system)
+        self.session.assume(path)
+        self._wanted.add(path)
 
     def _saw_missing(self, path: str) -> bool:
         """Whether `path_exists` has said a moment ago, and for this very call, that `path` is missing.
@@ -103,7 +109,7 @@ class Uploads(Looking):
         elif self.coalesce and self.session.is_assumed(posixpath.dirname(where)):
             # Its parent will be made with it: all there is to know is whether it is there already.
             if (found := await self._peek(where)) is Kind.ABSENT and ignore_existing:
-                self.session.assume(where)  # others may make it and use it as well
+                self._assume(where)  # others may make it and use it as well
             elif found is Kind.ABSENT:
                 await self._own(where, made=False)
             elif not (ignore_existing and found is Kind.DIRECTORY):
