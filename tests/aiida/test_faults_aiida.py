@@ -147,3 +147,33 @@ def test_a_job_that_vanishes(daemon: AiidaProfile, quiet: SandboxProcess, quiet_
         quiet.reset()
     assert node.exit_status == 300, report(node)
     assert "VANISHED" in report(node)
+
+
+def test_a_site_that_fails_now_and_then(daemon: AiidaProfile, quiet: SandboxProcess, quiet_secret: Path) -> None:
+    """Refused, busy, lost answers, expired tokens, an outage: the engine hears of none of it, and nothing runs twice."""
+    code = installed_code(make_ours("shaky", quiet, quiet_secret, "/scratch/{username}/shaky"), "bash-shaky")
+    failures = len(daemon.failures())
+    script = "echo run >> runs.txt; echo end > end.txt"
+    nodes = [planned(code, script, {**MUST, "retrieve": ["end.txt", "runs.txt"]}) for _ in range(5)]
+    busy = {"status": 429, "headers": {"Retry-After": "1"}}
+    quiet.post(
+        "/faults",
+        [
+            {"method": "POST", "path": "/compute/*/jobs", "kind": "drop_after", "count": 1},
+            {"method": "POST", "path": "/compute/*/jobs", "kind": "status_after", "status": 408, "count": 1},
+            {"path": "/filesystem/*", "kind": "status", "status": 424, "probability": 0.1},
+            {"path": "/filesystem/*", "kind": "status", "probability": 0.1, **busy},
+            {"method": "GET", "path": "/compute/*", "kind": "status", "status": 503, "probability": 0.2},
+        ],
+    )
+    try:
+        wait_until(lambda: any(node.get_job_id() for node in nodes), 120, "a job is submitted")
+        quiet.post("/expire-tokens")
+        quiet.post("/outage", {"kind": "refused", "seconds": 5})
+        for node in nodes:
+            seen = ended_well(node, daemon, seconds=240).outputs.seen["retrieved"]
+            assert (seen["end.txt"], seen["runs.txt"]) == ("end\n", "run\n"), report(node)
+    finally:
+        quiet.reset()
+    assert [len(scheduler_ids(quiet, node.get_remote_workdir())) for node in nodes] == [1] * len(nodes)
+    assert daemon.failures()[failures:] == []
