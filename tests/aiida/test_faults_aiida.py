@@ -150,7 +150,7 @@ def test_a_job_that_vanishes(daemon: AiidaProfile, quiet: SandboxProcess, quiet_
 
 
 def test_a_site_that_fails_now_and_then(daemon: AiidaProfile, quiet: SandboxProcess, quiet_secret: Path) -> None:
-    """Refused, busy, lost answers, expired tokens, an outage: the engine hears of none of it, and nothing runs twice."""
+    """Refusals, lost answers, expired tokens, an outage: the engine hears of none of it, and nothing runs twice."""
     code = installed_code(make_ours("shaky", quiet, quiet_secret, "/scratch/{username}/shaky"), "bash-shaky")
     failures = len(daemon.failures())
     script = "echo run >> runs.txt; echo end > end.txt"
