@@ -95,7 +95,7 @@ test-aiida: env-aiida ## the AiiDA plugin alone
 test-jupyterhub: env-jupyterhub env-cluster env-proxy $(if $(CI),env-jupyterhub55) ## the JupyterHub spawner alone
 	$(JUPYTERHUB)/pytest -n 3 --dist loadfile tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
-	$(REFRAME)/pytest $(SIDE_BY_SIDE) tests/reframe $(PYTEST_ARGS)
+	$(REFRAME)/pytest $(SIDE_BY_SIDE) tests/reframe --timeout=900 $(PYTEST_ARGS)
 test-gitlab: env-gitlab ## the GitLab executor alone
 	$(GITLAB)/pytest $(SIDE_BY_SIDE) tests/gitlab $(PYTEST_ARGS)
 

@@ -105,7 +105,7 @@ def test_a_stage_directory_that_vanishes(queue: SandboxProcess, folder: Path) ->
 
 def test_a_job_that_vanishes(queue: SandboxProcess, folder: Path) -> None:
     """Neither the queue nor accounting knows it any more; that is believed past the accounting lag of 30 s."""
-    sleepers = Sleepers(queue, folder, seconds=1000, count=1)
+    sleepers = Sleepers(queue, folder, seconds=3000, count=1)
     running = sleepers.start()
     job = sleepers.wait_running(running)[0][0]
     answer = {"method": "GET", "kind": "status", "status": 404, "message": "Job not found"}
@@ -131,7 +131,7 @@ def test_nothing_but_a_wrong_secret(queue: SandboxProcess, folder: Path) -> None
     assert {case["result"] for case in outcome.cases} == {"fail"}
     assert "not-the-secret-at-all" not in outcome.output + outcome.log
     assert "Traceback" not in outcome.output
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - begun < 400
 
 
 def test_waiting_in_the_queue_for_too_long(queue: SandboxProcess, folder: Path) -> None:

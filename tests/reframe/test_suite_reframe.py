@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +27,10 @@ FAILURES = {
 
 QUICK = () if PROVE else ("-T", "slow")
 """Slurm enforces time limits late: a limit of seconds is over after one to two minutes."""
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "reframe"
+pytestmark = pytest.mark.needs("gcc", "make")
 
 
 def check(outcome: Outcome) -> None:
@@ -66,6 +71,25 @@ def test_same_results_as_the_slurm_scheduler(login_node: SandboxProcess, folder:
     assert here.keys() == there.keys()
     differing = {name for name in here if _plain(here[name]) != _plain(there[name])}
     assert not differing, {name: (here[name], there[name]) for name in differing}
+
+
+def test_the_walk_through(sandbox: SandboxProcess, folder: Path) -> None:
+    """The example, as the documentation says; measured on the cluster with its own compiler."""
+    shutil.copy(EXAMPLE / "settings.py", folder)
+    outcome = run(folder, EXAMPLE / "checks", sandbox.client_env(), "--performance-report")
+    assert [case["result"] for case in outcome.cases] == ["pass"] * 2, outcome.output[-4000:]
+    assert all(case["perfvalues"]["cluster:normal:bandwidth"][0] > 0 for case in outcome.cases)
+    assert "bandwidth" in outcome.output
+
+
+def test_the_same_stage_directory_again(sandbox: SandboxProcess, folder: Path) -> None:
+    """Runs again in what the run before has left, here and there: the output is that of the last."""
+    (folder / "settings.py").write_text(configuration(general={"clean_stagedir": False}))
+    chosen = ("-n", "Hello", "-n", "ArrayJob", "--keep-stage-files")
+    check(run(folder, SUITE, sandbox.client_env(), *chosen, "--reruns=1"))
+    again = run(folder, SUITE, sandbox.client_env(), *chosen)
+    check(again)
+    assert (folder / "rfm/output/cluster/normal/gnu/Hello/rfm_job.out").read_text().count("hello world") == 1
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,8 @@ PACKAGES = {
     "bzip2": "bzip2",
     "curl": "curl",
     "file": "file",
+    "gcc": "gcc",
+    "make": "make",
     "mariadbd": "mariadb-server",
     "mkfs.ext4": "e2fsprogs",
     "munged": "munge",

@@ -163,7 +163,7 @@ class Running:
         """What it has said so far."""
         return self._output.read_text(errors="replace")
 
-    def end(self, timeout: float = 280) -> Outcome:
+    def end(self, timeout: float = 900) -> Outcome:
         """Wait for it and read its report."""
         try:
             code = self.process.wait(timeout)
@@ -176,7 +176,7 @@ class Running:
 
 
 def run(
-    folder: Path, suite: Path, client: Mapping[str, str], *arguments: str, policy: str = "async", timeout: float = 280
+    folder: Path, suite: Path, client: Mapping[str, str], *arguments: str, policy: str = "async", timeout: float = 900
 ) -> Outcome:
     """Run a suite and read its report."""
     return Running(folder, suite, client, *arguments, policy=policy).end(timeout)

@@ -62,7 +62,7 @@ class Sleepers:
         return self.executions()
 
 
-def wait_for(what: Callable[[], object], running: Running, seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], running: Running, seconds: float = 400) -> None:
     """Until it is so; the run must go on meanwhile."""
     deadline = time.monotonic() + seconds
     while not what():

@@ -236,7 +236,7 @@ class Session:
             stage = Path(self.stage)
             stage.mkdir(parents=True, exist_ok=True)
             for left in stage.glob(f"{SCRATCH}*"):  # by a run that was killed
-                if not Path("/proc", left.name.removeprefix(SCRATCH).partition("-")[0]).exists():
+                if not _lives(left.name.removeprefix(SCRATCH).partition("-")[0]):
                     shutil.rmtree(left, ignore_errors=True)
             self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=stage))
         return self._scratch
@@ -328,6 +328,16 @@ def _parents(path: str, root: str) -> list[str]:
     while (path := posixpath.dirname(path)) != root and path.startswith(f"{root}/"):
         found.append(path)
     return found
+
+
+def _lives(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _has_ended(state: str) -> bool:

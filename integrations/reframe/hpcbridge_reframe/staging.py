@@ -55,6 +55,7 @@ async def plan_for(session: Session, mirror: Mirror, directory: StageDirectory, 
     journal = Journal.of(system.hpc.site.url, mirror.user, system.name, directory.remote)
     async with directory.turn:
         tree = await asyncio.to_thread(mirror.scanner.scan, directory.local, directory.map, directory.known)
+        _leave_out_output(tree, directory, request)
         if directory.is_new:
             record = await _earlier(session, mirror, directory, journal, tree)
             if record is not None:
@@ -62,6 +63,14 @@ async def plan_for(session: Session, mirror: Mirror, directory: StageDirectory, 
                 directory.layouts.append(posixpath.join(directory.remote, FOLDER, f"{record.key}.sh"))
                 return Plan(journal, record, record.key, True)
         return await _ship(session, mirror, directory, request, journal, tree)
+
+
+def _leave_out_output(tree: Tree, directory: StageDirectory, request: Request) -> None:
+    """What an earlier job of the same name has said is not shipped: this one writes to these files from its start."""
+    names = (request.stdout, request.stderr)
+    for paths in (tree.entries, directory.known):
+        for path in [path for path in paths if path in names or path.startswith(tuple(f"{name}_" for name in names))]:
+            del paths[path]
 
 
 async def _earlier(
