@@ -87,7 +87,7 @@ test-sandbox: env-core ## the sandbox alone
 test-airflow: env-airflow ## the Airflow provider alone
 	$(AIRFLOW)/pytest tests/airflow $(PYTEST_ARGS)
 test-aiida: env-aiida ## the AiiDA plugin alone
-	$(AIIDA)/pytest -n 2 --dist loadgroup tests/aiida $(PYTEST_ARGS)
+	$(AIIDA)/pytest -n 2 --dist loadfile tests/aiida $(PYTEST_ARGS)
 test-jupyterhub: env-jupyterhub env-cluster env-proxy $(if $(CI),env-jupyterhub55) ## the JupyterHub spawner alone
 	$(JUPYTERHUB)/pytest -n 3 --dist loadfile tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone

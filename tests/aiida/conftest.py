@@ -40,17 +40,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-CONTRACT = ("test_transport_", "test_upload_", "test_unit_")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two groups side by side (`--dist loadgroup`): what a daemon works for, and what needs none."""
-    for item in items:
-        group = "contract" if item.path.name.startswith(CONTRACT) else "daemon"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Print a figure at the end of the run, whoever ran the test."""
