@@ -86,7 +86,7 @@ class AiidaProfile:
             )
         return done.output
 
-    def verdi(self, *words: str, check: bool = True, timeout: float = 120, stdin: str = "") -> str:
+    def verdi(self, *words: str, check: bool = True, timeout: float = 280, stdin: str = "") -> str:
         """Run `verdi` and return what it printed; raises `VerdiFailed` when it ends badly."""
         done = subprocess.run(
             [VERDI, *words],
