@@ -92,3 +92,26 @@ async def test_nor_is_it_taken_among_members(sandbox: SandboxProcess, tmp_path: 
     async with connected(sandbox) as system:
         await put_tree(system, members, remote)
     assert files(sandbox.host_path(remote)) == {"kept"}
+
+
+@pytest.mark.parametrize("send", [put_tree, sync_up])
+async def test_logins_state_and_configuration_are_not_sent(
+    sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, send: object
+) -> None:
+    """As when somebody sends a home directory; other programs' files beside them are sent."""
+    home = tmp_path / "home"
+    for name, value in {"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config"}.items():
+        monkeypatch.setenv(name, str(home / value))
+    monkeypatch.setenv("HPCBRIDGE_STATE_DIR", str(home / "elsewhere"))
+    monkeypatch.delenv("HPCBRIDGE_CONFIG", raising=False)
+    ours = ("state/hpcbridge/logins/a.json", "elsewhere/intents/b.json", "config/hpcbridge/sites.toml")
+    theirs = ("state/other/a", "config/hpcbridge/notes.txt", "hpcbridge/logins/x")
+    remote = f"/home/alice/{tmp_path.name}-home"
+    async with connected(sandbox) as system:
+        for path in (*ours, *theirs):
+            (home / path).parent.mkdir(parents=True, exist_ok=True)
+            (home / path).write_text(path)
+        told = await send(system, home, remote)  # type: ignore[operator]
+    assert files(sandbox.host_path(remote)) == set(theirs)
+    left_out = {os.fsdecode(each.path) for each in told.skipped}
+    assert left_out == {"state/hpcbridge/logins", "elsewhere", "config/hpcbridge/sites.toml"}

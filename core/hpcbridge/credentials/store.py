@@ -82,6 +82,13 @@ class MemoryStore:
         self._login = None
 
 
+def logins_directory() -> Path:
+    """Where logins are kept, under the XDG state directory; whether it exists or not."""
+    import platformdirs
+
+    return Path(platformdirs.user_state_path("hpcbridge")) / "logins"
+
+
 class FileStore:
     """One JSON file, readable by its owner only."""
 
@@ -92,10 +99,8 @@ class FileStore:
     @classmethod
     def for_site(cls, url: str, client_id: str) -> FileStore:
         """The user's file for a site and client, under the XDG state directory."""
-        import platformdirs
-
         name = hashlib.sha256(f"{url}\0{client_id}".encode()).hexdigest()[:24]
-        return cls(Path(platformdirs.user_state_path("hpcbridge")) / "logins" / f"{name}.json")
+        return cls(logins_directory() / f"{name}.json")
 
     def __repr__(self) -> str:
         return f"FileStore({self.path})"

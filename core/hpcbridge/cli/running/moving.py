@@ -80,27 +80,13 @@ async def push(
         target = each.within(workdir)
         options: dict[str, Any] = {"account": account, "progress": show, "dry_run": dry_run}
         if each.source.is_dir():
-            left_out = [*exclude, *_private(each.source)]
-            result: Any = await system.sync(each.source, target, exclude=left_out, **options, **tree_options)
+            result: Any = await system.sync(each.source, target, exclude=exclude, **options, **tree_options)
         else:
             if not dry_run:
                 await system.mkdir(target.rpartition("/")[0])
             result = await system.put(each.source, target, **options)
         done.append((each, result))
     return done
-
-
-def _private(source: Path) -> list[str]:
-    """Patterns for our own state and configuration, where a service has put the home directory into the checkout.
-
-    They hold logins and secrets, and change while they would be sent.
-    """
-    from hpcbridge.jobs.intents import state_directory
-    from hpcbridge.sites import config_file
-
-    root = source.resolve()
-    ours = (path.resolve() for path in (state_directory(), config_file().parent))
-    return [f"/{_literal(path.relative_to(root))}/" for path in ours if path.is_relative_to(root) and path != root]
 
 
 def _literal(path: PurePath) -> str:

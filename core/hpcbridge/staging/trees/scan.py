@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from hpcbridge.credentials.store import logins_directory
 from hpcbridge.errors import InvalidPath, PathNotFound, PermissionDenied, TransferError
+from hpcbridge.jobs.intents import state_directory
+from hpcbridge.sites import config_file
 from hpcbridge.staging.source import BLOCK
 from hpcbridge.staging.trees.entries import LINK_MODE, Entry, Kind, Manifest, Member, Skipped, Stamp
 from hpcbridge.staging.trees.hashes import HashCache, now_ns
@@ -73,6 +76,7 @@ class _Scanner:
     # Directories that are kept only if they lead to something, and large files, which threads hash at the end.
     leading: dict[bytes, Entry] = field(default_factory=dict)
     large: list[tuple[bytes, bytes, os.stat_result]] = field(default_factory=list)
+    own: frozenset[tuple[int, int]] = field(default_factory=lambda: _own())
 
     def run(self) -> Scan:
         waiting = [b""]
@@ -97,7 +101,9 @@ class _Scanner:
         below: list[bytes] = []
         for name, found in self._names(path):
             inner = prefix + name
-            if stat.S_ISDIR(found.st_mode):
+            if (found.st_dev, found.st_ino) in self.own:
+                self.skipped.append(Skipped(inner, "hpcbridge's own state, logins or configuration"))
+            elif stat.S_ISDIR(found.st_mode):
                 if self.filter.enters(inner):
                     self._add_directory(inner, found)
                     below.append(inner)
@@ -214,6 +220,16 @@ class _Scanner:
             path=names[0],
             hint="Nothing was sent; make them readable, or exclude them",
         )
+
+
+def _own() -> frozenset[tuple[int, int]]:
+    """Device and inode of our own state, logins and configuration: secrets, some of which change in mid-transfer."""
+    own = set()
+    for path in (state_directory(), logins_directory(), config_file()):
+        with suppress(OSError):
+            found = path.stat()
+            own.add((found.st_dev, found.st_ino))
+    return frozenset(own)
 
 
 class _Read(NamedTuple):
