@@ -121,7 +121,9 @@ def command(folder: Path, suite: Path, *arguments: str, policy: str = "async") -
 
 def environment(client: Mapping[str, str], folder: Path) -> dict[str, str]:
     """The environment of a run: the site's variables, and state of its own."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("FIRECREST", "SLURM"))}
+    # Under `make test` a suite's own make would speak of directories that it enters.
+    foreign = ("FIRECREST", "SLURM", "MAKE", "MFLAGS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return env | dict(client) | {"HPCBRIDGE_STATE_DIR": str(folder / "state"), "RFM_SAVE_LOG_FILES": "n"}
 
 
