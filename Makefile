@@ -92,7 +92,7 @@ test-airflow: env-airflow ## the Airflow provider alone
 	$(AIRFLOW)/pytest tests/airflow $(PYTEST_ARGS)
 test-aiida: env-aiida ## the AiiDA plugin alone
 	$(AIIDA)/pytest -n 2 --dist loadfile tests/aiida $(PYTEST_ARGS)
-test-jupyterhub: env-jupyterhub env-cluster env-proxy $(if $(CI),env-jupyterhub55) ## the JupyterHub spawner alone
+test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
 	$(JUPYTERHUB)/pytest -n 3 --dist loadfile tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
 	$(REFRAME)/pytest $(SIDE_BY_SIDE) tests/reframe --timeout=900 $(PYTEST_ARGS)

@@ -23,7 +23,10 @@ from support.aiida_profile import AiidaProfile
 from support.aiida_sides import Side, open_side
 from support.aiida_slurm import write_commands
 from support.sandbox import SandboxProcess, start_sandbox
+from support.scale import PROVE
 
+# Figures, and waits for accounting that is 20 s late: `make prove-aiida`.
+collect_ignore = [] if PROVE else ["test_faults_aiida.py", "test_figures_aiida.py"]
 HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
 PROFILE = AiidaProfile(HOME)
 # Read when aiida is first imported, which no module above does: the user's own profiles stay out of this.

@@ -16,7 +16,7 @@ from support.scale import PROVE
 
 pytestmark = pytest.mark.slurm
 
-SCHEDULERS = ("success", "exit 42", "cancel in queue", "cancel in script", "job time-out in script")
+SCHEDULERS = ("success", "cancel in script")
 ON_SLURM = [(case, FORMS[1]) for case in CASES if PROVE or case.name in SCHEDULERS]
 
 

@@ -10,7 +10,10 @@ import pytest
 
 from support.jupyterhub_hub import EXPOSE, HUB_USER, Hub, needs_programs
 from support.sandbox import SandboxProcess, start_sandbox
+from support.scale import PROVE
 
+# Figures, and what a quick run has no time for.
+collect_ignore = [] if PROVE else ["test_scale_jupyterhub.py", "test_smoke55_jupyterhub.py"]
 USERS = ("alice", "bob", "carol", "dave", HUB_USER)
 
 

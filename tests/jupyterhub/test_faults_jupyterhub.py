@@ -255,7 +255,7 @@ def test_vanished_while_it_waits(fleet: Fleet) -> None:
     job = fleet.hub.wait_state("alice", "vanished-pending", "job_id")
     vanish(fleet, job)
     cancel(fleet.cluster, job, "alice")
-    fleet.hub.wait_gone("alice", "vanished-pending", 90)
+    fleet.hub.wait_gone("alice", "vanished-pending", 240)
     page = fleet.client.get("hub/spawn-pending/alice/vanished-pending")
     assert "Neither the queue nor accounting knows the job" in page.text
 

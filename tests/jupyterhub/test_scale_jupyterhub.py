@@ -11,10 +11,9 @@ import pytest
 from support.jupyterhub_hub import HUB_USER, Hub, wait_for
 from support.jupyterhub_thousand import MEASURE, everybodys_server, fill_database
 from support.sandbox import SandboxProcess, start_sandbox
-from support.scale import PROVE
 
-MANY, FEW = (1000, 10) if PROVE else (150, 10)
-WINDOW = 60 if PROVE else 15
+MANY, FEW = 1000, 10
+WINDOW = 60
 """Seconds over which requests are counted."""
 HELD = 0.05
 """Seconds of processor time that one step may hold the hub's loop."""
@@ -38,7 +37,7 @@ def watched(folder: Path, sandbox: SandboxProcess, port: int, count: int) -> flo
         wait_for(lambda: ready(hub) == count, 180, f"{count} servers to be adopted")
         hub.restart()
         wait_for(lambda: ready(hub) == count, 180, f"{count} servers to be adopted again")
-        time.sleep(20 if PROVE else 12)  # the watcher's ticks have grown to their longest
+        time.sleep(20)  # the watcher's ticks have grown to their longest
         before, began = requests(sandbox), time.monotonic()
         time.sleep(WINDOW)
         rate = (requests(sandbox) - before) * 60 / (time.monotonic() - began)

@@ -10,6 +10,9 @@ import pytest
 from support.reframe_native import exposed
 from support.reframe_runs import Running, configuration
 from support.sandbox import SandboxProcess, start_sandbox
+from support.scale import PROVE
+
+collect_ignore = [] if PROVE else ["test_scale_reframe.py"]  # figures
 
 
 @pytest.fixture
