@@ -61,11 +61,9 @@ def test_same_results_as_the_slurm_scheduler(login_node: SandboxProcess, folder:
     assert ours.results() == theirs.results(), ours.output[-6000:]
     check(ours)
     for case, other in zip(ours.cases, theirs.cases, strict=True):
-        assert (case["perfvalues"], case["job_exitcode"], case["job_nodelist"]) == (
-            other["perfvalues"],
-            other["job_exitcode"],
-            other["job_nodelist"],
-        )
+        assert (case["perfvalues"], case["job_exitcode"]) == (other["perfvalues"], other["job_exitcode"])
+        # Of an array, how many tasks ReFrame saw on a node depends on when it looked.
+        assert set(case["job_nodelist"] or ()) == set(other["job_nodelist"] or ())
     here = outputs(ours, str(folder / "rfm"))
     there = outputs(theirs, "/scratch/alice/native/rfm")
     assert here.keys() == there.keys()
