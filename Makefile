@@ -26,6 +26,8 @@ EXTRAS_gitlab  := gitlab,sandbox,test
 ADAPTERS := airflow aiida jupyterhub reframe gitlab
 HOSTS := core $(ADAPTERS)
 PARTS := core staging sandbox $(ADAPTERS)
+# Previews: their tests are run by name (`make test-aiida`) and are no part of `make test`.
+PREVIEWS := aiida jupyterhub reframe
 
 .PHONY: help
 help: ## list the targets
@@ -81,7 +83,7 @@ demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real 
 # Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
 SIDE_BY_SIDE := -n 4 --dist loadfile
 .PHONY: test $(PARTS:%=test-%)
-test: $(PARTS:%=test-%) ## the quick truth about everything (short time constants)
+test: $(patsubst %,test-%,$(filter-out $(PREVIEWS),$(PARTS))) ## the quick truth (short time constants); previews by name
 test-core: env-core ## core alone
 	$(CORE)/pytest $(SIDE_BY_SIDE) tests/core $(PYTEST_ARGS)
 test-staging: env-core ## files and trees alone

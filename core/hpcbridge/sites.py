@@ -152,9 +152,14 @@ def config_file() -> Path:
     """The configuration file's path, whether it exists or not."""
     if path := os.environ.get("HPCBRIDGE_CONFIG"):
         return Path(path).expanduser()
+    return config_directory() / "sites.toml"
+
+
+def config_directory() -> Path:
+    """Where the configuration file is unless HPCBRIDGE_CONFIG says otherwise; secrets' files are often beside it."""
     import platformdirs
 
-    return Path(platformdirs.user_config_path("hpcbridge")) / "sites.toml"
+    return Path(platformdirs.user_config_path("hpcbridge"))
 
 
 def _from_environment() -> dict[str, Any]:

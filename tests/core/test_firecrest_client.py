@@ -317,8 +317,9 @@ async def test_a_removal_whose_answer_was_lost_is_done(
 
 async def test_too_many_sessions_are_found_out(client: FirecrestClient, sandbox: SandboxProcess, place: str) -> None:
     sandbox.post("/sessions", {"max": 4})
+    began = time.monotonic()
     await asyncio.gather(*(client.ls(sandbox.system, place, patience=60) for _ in range(60)))
-    assert client.session.limiter.limit <= 8
+    assert client.session.limiter.limit <= 8 + (time.monotonic() - began)  # it grows by one a second
     assert client.session.counters.by_status[200] >= 60
 
 

@@ -237,10 +237,10 @@ async def test_overload_lowers_the_requests_in_flight() -> None:
     server: Httpd
 
     def decide(_request: Request, _number: int) -> Answer:
-        # OpenSSH's MaxSessions, seen through FirecREST
+        # OpenSSH's MaxSessions, seen through FirecREST; slow enough that a slow client's requests meet, too.
         if server.in_flight > 5:
-            return Answer(424, {"message": "Unable to open a new SSH channel."}, delay=0.01)
-        return Answer(200, delay=0.01)
+            return Answer(424, {"message": "Unable to open a new SSH channel."}, delay=0.1)
+        return Answer(200, delay=0.1)
 
     async with serving(decide) as (session, server):
         await asyncio.gather(*(session.request("GET", f"/{n}") for n in range(120)))

@@ -59,15 +59,21 @@ def test_star_import_and_unknown_names() -> None:
         hpcbridge.nothing_like_it  # noqa: B018
 
 
-def test_help_comes_within_half_a_second() -> None:
+def test_help_comes_before_an_http_library_is_imported() -> None:
+    """As a ratio, so that a slow machine does not matter: what half a second was made of."""
     command = [str(Path(sys.executable).parent / "hpcbridge"), "--help"]
+    assert "submit" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert _fastest(command) < 1.5 * _fastest([sys.executable, "-c", "import httpx"])
+
+
+def _fastest(command: list[str]) -> float:
+    """Seconds of the fastest of some runs."""
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        subprocess.run(command, capture_output=True, check=True)
         times.append(time.perf_counter() - start)
-    assert "submit" in shown
-    assert min(times) < 0.5
+    return min(times)
 
 
 def test_help_shows_the_sandbox_without_importing_it() -> None:

@@ -103,9 +103,16 @@ async def test_logins_state_and_configuration_are_not_sent(
     for name, value in {"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config"}.items():
         monkeypatch.setenv(name, str(home / value))
     monkeypatch.setenv("HPCBRIDGE_STATE_DIR", str(home / "elsewhere"))
-    monkeypatch.delenv("HPCBRIDGE_CONFIG", raising=False)
-    ours = ("state/hpcbridge/logins/a.json", "elsewhere/intents/b.json", "config/hpcbridge/sites.toml")
-    theirs = ("state/other/a", "config/hpcbridge/notes.txt", "hpcbridge/logins/x")
+    monkeypatch.setenv("HPCBRIDGE_CONFIG", str(home / "project" / "sites.toml"))
+    (home / "project").mkdir(parents=True)
+    (home / "project" / "sites.toml").touch()
+    ours = (
+        "state/hpcbridge/logins/a.json",
+        "elsewhere/intents/b.json",
+        "config/hpcbridge/site.secret",
+        "project/sites.toml",
+    )
+    theirs = ("state/other/a", "config/other/b", "project/notes.txt", "hpcbridge/logins/x")
     remote = f"/home/alice/{tmp_path.name}-home"
     async with connected(sandbox) as system:
         for path in (*ours, *theirs):
@@ -114,4 +121,4 @@ async def test_logins_state_and_configuration_are_not_sent(
         told = await send(system, home, remote)  # type: ignore[operator]
     assert files(sandbox.host_path(remote)) == set(theirs)
     left_out = {os.fsdecode(each.path) for each in told.skipped}
-    assert left_out == {"state/hpcbridge/logins", "elsewhere", "config/hpcbridge/sites.toml"}
+    assert left_out == {"state/hpcbridge/logins", "elsewhere", "config/hpcbridge", "project/sites.toml"}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from hpcbridge.credentials.store import logins_directory
 from hpcbridge.errors import InvalidPath, PathNotFound, PermissionDenied, TransferError
 from hpcbridge.jobs.intents import state_directory
-from hpcbridge.sites import config_file
+from hpcbridge.sites import config_directory, config_file
 from hpcbridge.staging.source import BLOCK
 from hpcbridge.staging.trees.entries import LINK_MODE, Entry, Kind, Manifest, Member, Skipped, Stamp
 from hpcbridge.staging.trees.hashes import HashCache, now_ns
@@ -225,7 +225,7 @@ class _Scanner:
 def _own() -> frozenset[tuple[int, int]]:
     """Device and inode of our own state, logins and configuration: secrets, some of which change in mid-transfer."""
     own = set()
-    for path in (state_directory(), logins_directory(), config_file()):
+    for path in (state_directory(), logins_directory(), config_directory(), config_file()):
         with suppress(OSError):
             found = path.stat()
             own.add((found.st_dev, found.st_ino))
