@@ -59,8 +59,8 @@ def test_star_import_and_unknown_names() -> None:
         hpcbridge.nothing_like_it  # noqa: B018
 
 
-def test_help_comes_before_an_http_library_is_imported() -> None:
-    """As a ratio, so that a slow machine does not matter: what half a second was made of."""
+def test_help_costs_no_more_than_an_http_library() -> None:
+    """As a ratio, so that a slow machine does not matter."""
     command = [str(Path(sys.executable).parent / "hpcbridge"), "--help"]
     assert "submit" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert _fastest(command) < 1.5 * _fastest([sys.executable, "-c", "import httpx"])

@@ -352,7 +352,8 @@ class OnSite(Uploads):
     ) -> None:
         """Unpack an archive (of any of the formats) into a directory, which is made if missing."""
         if not overwrite:
-            raise NotImplementedError("The overwrite=False is not implemented yet")
+            # The kind of error that aiida-core's own transports raise.
+            raise NotImplementedError(f"extract replaces what is there: give a new directory, not {remotedestination}")
         source, target = absolute(remotesource), absolute(remotedestination)
         if await self.kind_of(source) is Kind.ABSENT:
             raise OSError(f"The remote path {remotesource} does not exist")
