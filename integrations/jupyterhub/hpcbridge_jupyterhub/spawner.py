@@ -213,8 +213,17 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
             )
         service = self.backend.service(state.system)
         self._gauge = metrics.StateGauge(state.system)
-        hpc, lag = self.backend.as_user(self.user, cluster), self.accounting_lag
-        return ServerJob(cluster, hpc, service, state, self._save, lag=lag, on_change=self._heard, on_lost=self._lost)
+        return ServerJob(
+            cluster,
+            self.backend.as_user(self.user, cluster),
+            service,
+            state,
+            self._save,
+            lag=self.accounting_lag,
+            on_change=self._heard,
+            on_lost=self._lost,
+            answers=self._answers,
+        )
 
     def _heard(self, info: JobInfo) -> None:
         if self._gauge is not None:
@@ -322,6 +331,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         if self._state.host is None:
             return self._state.code if self._state.code is not None else None
         if await self._answers():
+            self._job.answered()
             metrics.POLLS.labels("server").inc()
             return None
         code = await self._job.judge(self._last_activity())
