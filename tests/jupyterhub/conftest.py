@@ -17,6 +17,20 @@ collect_ignore = [] if PROVE else ["test_scale_jupyterhub.py", "test_smoke55_jup
 USERS = ("alice", "bob", "carol", "dave", HUB_USER)
 
 
+LONGEST_FIRST = ("test_suite", "test_browser", "test_faults", "test_outages")
+"""Files that take minutes, in which order workers side by side should begin them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+
+    def turn(item: pytest.Item) -> int:
+        starts = [number for number, name in enumerate(LONGEST_FIRST) if item.path.name.startswith(name)]
+        return starts[0] if starts else len(LONGEST_FIRST)
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SandboxProcess]:
     """A sandbox whose jobs find JupyterLab at /opt/software."""

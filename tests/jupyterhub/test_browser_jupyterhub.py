@@ -11,9 +11,12 @@ from selenium.webdriver.support.select import Select
 from support.jupyterhub_browser import open_browser
 from support.jupyterhub_hub import EXPOSE, Hub, cancel, job_state, live, servers_of, wait_for
 from support.sandbox import SandboxProcess, start_sandbox
+from support.scale import PROVE
+
+MACHINES = ["local", pytest.param("slurm", marks=pytest.mark.slurm)]
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(scope="module", params=MACHINES if PROVE else MACHINES[:1])
 def machine(request: pytest.FixtureRequest) -> Iterator[SandboxProcess]:
     if request.param == "local":
         yield request.getfixturevalue("cluster")

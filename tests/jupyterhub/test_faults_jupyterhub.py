@@ -63,7 +63,7 @@ def test_vanished_while_it_runs(fleet: Fleet) -> None:
     with fleet.deaf("vanished-running"):
         fleet.hub.wait_gone("alice", "vanished-running", 90)
     said = f"job {kept} is unknown to the scheduler, but its server answers"
-    wait_for(lambda: said in fleet.hub.tail(50_000), 90, "the hub to look at the server that answers")
+    wait_for(lambda: fleet.hub.said(said), 90, "the hub to look at the server that answers")
     assert fleet.answers("vanished-answers")
     assert fleet.hub.server("alice", "vanished-answers")
     fleet.back_to_normal()
