@@ -83,7 +83,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         self._job: ServerJob | None = None
         self._submitting: asyncio.Task[None] | None = None
         self._resuming: asyncio.Task[None] | None = None
-        self._progress: Progress | None = None
+        self._progress = Progress()
         self._stopped = False
         self._gauge: metrics.StateGauge | None = None
         if self.user is not None and self.orm_spawner is not None and session_of(self) is not None:
@@ -151,8 +151,9 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
     async def start(self) -> tuple[str, int] | str:
         """Submit the job, wait until its server listens; returns where. Raises SpawnException."""
-        self._stopped, self._progress, began = False, Progress(), time.monotonic()
-        system = "unknown"
+        self._stopped, began, system = False, time.monotonic(), "unknown"
+        if self._progress.closed:
+            self._progress = Progress()
         try:
             wanted = self.wanted()
             system = wanted.system
@@ -172,7 +173,6 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         return place
 
     async def _bring_up(self, wanted: options.ServerOptions) -> tuple[str, int]:
-        assert self._progress is not None
         cluster = self.backend.clusters[wanted.system]
         self._state = ServerState.begin(wanted.system, self.name).with_(minutes=wanted.time or cluster.time)
         self._save(self._state)
@@ -228,8 +228,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     def _heard(self, info: JobInfo) -> None:
         if self._gauge is not None:
             self._gauge.set(None if info.is_terminal else info.state.value)
-        if self._progress is not None:
-            self._progress.tell(30 if info.state.is_queued else 60, queue_line(info))
+        self._progress.tell(30 if info.state.is_queued else 60, queue_line(info))
 
     def _lost(self, state: ServerState) -> None:
         """Neither queue nor accounting know the job, nor does it answer; should it turn up again, it is ended."""
@@ -253,10 +252,9 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         return env
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
-        """What happens to the job, for the page that waits."""
-        if self._progress is not None:
-            async for event in self._progress.events():
-                yield event
+        """What happens to the job, for the page that waits; it may be there before `start`, or after a restart."""
+        async for event in self._progress.events():
+            yield event
 
     # -- after a restart ---------------------------------------------------------------------------------------------
 
