@@ -28,7 +28,7 @@ INI = """\
 asyncio_mode = auto
 asyncio_default_fixture_loop_scope = module
 asyncio_default_test_loop_scope = module
-timeout = 120
+timeout = 300
 markers =
     user
     role

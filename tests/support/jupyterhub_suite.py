@@ -7,7 +7,7 @@ from ours instead, and everything that they start is a batch job. The shims, and
 - `wanted` takes any `user_options`: the tests start servers with options of their own, such as {"i": 5};
 - there is no form unless a test brings its own: they check the pages of spawners without one;
 - `user_env`: MockSpawner extends a hook that only local process spawners have;
-- `progress_of_the_base_class`, for two tests that compare every event with those of a spawner that tells none of its own;
+- `progress_of_the_base_class`, for two tests that compare every event with those of a spawner that tells none itself;
 - `patience`: the API answers 201 for a start within 10 s; on a busy machine a job takes longer than a local process;
 - the server's command is jupyterhub.tests.mocksu by the cluster's Python: the hub's interpreter is not there.
 """
@@ -41,7 +41,7 @@ class BatchSpawner(FirecRESTSpawner):
 
     @default("start_timeout")
     def _start_timeout(self) -> int:
-        return 60
+        return 240
 
     def wanted(self) -> options.ServerOptions:
         return options.ServerOptions(system="cluster")
@@ -63,7 +63,7 @@ jupyterhub.spawner.SimpleLocalProcessSpawner = BatchSpawner
 def patience(request: pytest.FixtureRequest) -> None:
     if "app" in request.fixturenames:
         for name in ("slow_spawn_timeout", "slow_stop_timeout"):
-            request.getfixturevalue("app").tornado_settings.setdefault(name, 60)
+            request.getfixturevalue("app").tornado_settings.setdefault(name, 240)
 
 
 @pytest.fixture(autouse=True)
