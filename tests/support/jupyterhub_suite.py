@@ -9,11 +9,12 @@ from ours instead, and everything that they start is a batch job. The shims, and
 - `user_env`: MockSpawner extends a hook that only local process spawners have;
 - `progress_of_the_base_class`, for two tests that compare every event with those of a spawner that tells none itself;
 - `patience`: the API answers 201 for a start within 10 s; on a busy machine a job takes longer than a local process;
-- the server's command is jupyterhub.tests.mocksu by the cluster's Python: the hub's interpreter is not there.
+- the server's command is run by the cluster's Python: the hub's interpreter is not there.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jupyterhub.spawner
@@ -31,9 +32,12 @@ class BatchSpawner(FirecRESTSpawner):
         cluster = {
             "credential": "site",
             "prologue": "export PATH=/opt/software/bin:$PATH",
-            "command": ["python3", "-m", "jupyterhub.tests.mocksu"],
         }
         return {"cluster": cluster}
+
+    async def start(self) -> tuple[str, int] | str:
+        self.cmd = ["python3" if word == sys.executable else word for word in self.cmd]
+        return await super().start()
 
     @default("options_form")
     def _no_form(self) -> str:
