@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 POLL_PATIENCE = 10.0
 """Seconds after which a poll says what it knows: the hub's pages wait for it."""
 
+ROUTED_WITHIN = 1.0
+"""Seconds for which the hub waits for its servers, at least, before it looks at the proxy's routes as it starts."""
+
 
 class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     """Runs single-user servers as batch jobs on systems behind FirecREST."""
@@ -83,6 +86,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         self._job: ServerJob | None = None
         self._submitting: asyncio.Task[None] | None = None
         self._resuming: asyncio.Task[None] | None = None
+        self._routing: asyncio.Task[None] | None = None
         self._progress = Progress()
         self._stopped = False
         self._gauge: metrics.StateGauge | None = None
@@ -283,12 +287,15 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
         It also waits through an outage between hub and node: the hub gives a server up that it cannot reach.
         """
+        began = time.monotonic()
         try:
             self._resume()
         except HpcBridgeError as error:
             self.log.error("%s: %s", self._log_name, error)
         while self._state is not None and self._state.code is None:
             if self._state.host is not None and await self._answers():
+                if time.monotonic() - began > ROUTED_WITHIN:
+                    self._routing = asyncio.create_task(self._route(), name="hpcbridge-route")
                 return self._own_url()
             await asyncio.sleep(1 if self._state.host is None else 2)
         if self._stopped:
@@ -297,6 +304,16 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
             await asyncio.Event().wait()
         self.http_timeout = 1  # the job has ended: the hub need not wait for it
         return self._own_url() if self._state is not None and self._state.host else str(self.server.url)
+
+    async def _route(self) -> None:
+        """Tell the proxy of a server that came up late: the hub looks again only when the last one is up, or gone."""
+        while self.pending == "check":  # noqa: ASYNC110 (the hub tells nobody when it has checked a server)
+            await asyncio.sleep(0.2)
+        if self.ready:
+            try:
+                await self.user.settings["proxy"].add_user(self.user, self.name)
+            except Exception:
+                self.log.exception("%s has no route in the proxy until the hub's next look", self._log_name)
 
     def _own_url(self) -> str:
         assert self._state is not None
