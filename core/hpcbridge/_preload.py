@@ -1,6 +1,7 @@
 """Import now what is otherwise imported when first used.
 
-For hosts whose event loop serves others too: an import of Authlib or pyfirecrest holds it for a good part of a second.
+For hosts whose event loop serves others too: an import of Authlib, pyfirecrest or what carries httpx holds it for a
+good part of a second.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ _MODULES = (
     "hpcbridge.jobs.submit",
     "hpcbridge.jobs.watch",
     "hpcbridge.system",
+    "anyio._backends._asyncio",
     "authlib.integrations.httpx_client",
     "certifi",
     "firecrest.v2",
+    "httpcore",
+    "platformdirs",
 )
 
 
