@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,13 @@ def watched(folder: Path, sandbox: SandboxProcess, port: int, count: int) -> flo
 @pytest.mark.timeout(2400)
 def test_requests_do_not_grow_with_the_servers(tmp_path: Path) -> None:
     """A server of a user each, simulated jobs; one HTTP server answers for all of them."""
-    users = ("--user", "alice", "--user", HUB_USER)
-    with everybodys_server() as port:
-        rates = {}
-        for count in (FEW, MANY):
-            with start_sandbox("--accounting-lag", "1", *users) as sandbox:
-                rates[count] = watched(tmp_path / str(count), sandbox, port, count)
+    with everybodys_server() as port, ThreadPoolExecutor() as pool:
+
+        def rate(count: int) -> float:
+            with start_sandbox("--accounting-lag", "1", "--user", "alice", "--user", HUB_USER) as sandbox:
+                return watched(tmp_path / str(count), sandbox, port, count)
+
+        rates = dict(zip((FEW, MANY), pool.map(rate, (FEW, MANY)), strict=True))
     print(f"REST requests per minute: {rates}")
     steps = (tmp_path / str(MANY) / "held.log").read_text().splitlines()
     ours = [step for step in steps if any(word in step for word in OURS)]
