@@ -20,7 +20,7 @@ FULL = ""
 QUICK = (
     "(test_create_or_start_named_server and trevor) or test_named_server_stop_server or test_spawn_handler"
     " or test_slow_spawn or test_bad_spawn or test_progress_ready or test_start_stop_race or test_spawn_pending"
-    " or test_spawn_fails_custom_message or test_server_token_role"
+    " or test_spawn_fails_custom_message or test_spawn_limit"
 )
 
 INI = """\

@@ -178,7 +178,9 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
     async def _bring_up(self, wanted: options.ServerOptions) -> tuple[str, int]:
         cluster = self.backend.clusters[wanted.system]
-        self._state = ServerState.begin(wanted.system, self.name).with_(minutes=wanted.time or cluster.time)
+        # In one account for all users every file and job name also says whose server it is.
+        owner = f"{self.user.name}/" if cluster.credential == "site" else ""
+        self._state = ServerState.begin(wanted.system, owner + self.name).with_(minutes=wanted.time or cluster.time)
         self._save(self._state)
         job = self._job = self._job_of(self._state)
         self._progress.tell(5, f"Submitting a job to {cluster.title}")

@@ -53,7 +53,7 @@ class ServerState:
 
     @classmethod
     def begin(cls, system: str, server_name: str) -> ServerState:
-        """A new start."""
+        """A new start; `server_name` is unique within the account that the job runs in."""
         return cls(system, uuid.uuid4().hex, datetime.now(UTC).isoformat(), slug(server_name))
 
     def with_(self, **changes: Any) -> ServerState:
