@@ -81,6 +81,20 @@ async def test_a_thousand_callers_cost_one_request() -> None:
         assert script.forms[0]["client_secret"] == "the client's secret"
 
 
+async def test_the_loop_does_not_stand_still_while_the_client_is_made() -> None:
+    """Certificates are read for it."""
+    threads = []
+
+    def options(_url: str) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return {}
+
+    async with issuing(Script(), options=options) as (issuer, _):
+        await ClientCredentials(issuer).access_token()
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
 async def test_callers_in_other_threads_and_loops_share_it_too() -> None:
     script = Script(delay=0.05)
     async with issuing(script) as (issuer, _):
