@@ -64,12 +64,17 @@ def test_one_more(daemon: AiidaProfile, quiet: SandboxProcess, codes: dict[str, 
     assert measure(daemon, quiet, codes[name], f"hpcbridge, {name}, warm", say) <= WAYS[name].bound
 
 
+@pytest.fixture(scope="module")
+def new_worker(daemon: AiidaProfile) -> None:
+    """The daemon's worker has just been started."""
+    daemon.kill_workers()
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_the_first_add_of_a_worker(
-    daemon: AiidaProfile, quiet: SandboxProcess, codes: dict[str, Any], name: str, say: Say
+    daemon: AiidaProfile, quiet: SandboxProcess, codes: dict[str, Any], new_worker: None, name: str, say: Say
 ) -> None:
     """What earlier workers were told is not asked again."""
-    daemon.kill_workers()
     assert measure(daemon, quiet, codes[name], f"hpcbridge, {name}, cold", say) <= WAYS[name].bound
 
 
