@@ -51,8 +51,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture
 def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Print a figure at the end of the run, whoever ran the test."""
-    return lambda text: record_property("figure", text)
+    """Print a figure, now and at the end of the run, whoever ran the test."""
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        record_property("figure", text)
+
+    return say
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
