@@ -5,7 +5,6 @@ For hosts whose event loop serves others too: an import of Authlib or pyfirecres
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 
 _MODULES = (
@@ -16,7 +15,6 @@ _MODULES = (
     "hpcbridge.jobs.submit",
     "hpcbridge.jobs.watch",
     "hpcbridge.system",
-    "authlib.integrations.httpx_client",
     "certifi",
     "firecrest.v2",
 )
@@ -24,9 +22,8 @@ _MODULES = (
 
 def preload() -> None:
     """Import them all; takes a second or so, once."""
-    with warnings.catch_warnings():
-        import authlib.deprecate  # noqa: F401 (puts its own filter first)
+    from hpcbridge.credentials import issuer
 
-        warnings.simplefilter("ignore")
-        for name in _MODULES:
-            import_module(name)
+    issuer.preload()
+    for name in _MODULES:
+        import_module(name)
