@@ -27,7 +27,7 @@ ADAPTERS := airflow aiida jupyterhub reframe gitlab
 HOSTS := core $(ADAPTERS)
 PARTS := core staging sandbox $(ADAPTERS)
 # Previews: their tests are run by name (`make test-aiida`) and are no part of `make test`.
-PREVIEWS := jupyterhub reframe
+PREVIEWS := reframe
 
 .PHONY: help
 help: ## list the targets
@@ -95,7 +95,7 @@ test-airflow: env-airflow ## the Airflow provider alone
 test-aiida: env-aiida ## the AiiDA plugin alone
 	$(AIIDA)/pytest -n 2 --dist loadfile tests/aiida $(PYTEST_ARGS)
 test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
-	$(JUPYTERHUB)/pytest -n 3 --dist loadfile tests/jupyterhub $(PYTEST_ARGS)
+	$(JUPYTERHUB)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
 	$(REFRAME)/pytest $(SIDE_BY_SIDE) tests/reframe --timeout=900 $(PYTEST_ARGS)
 test-gitlab: env-gitlab ## the GitLab executor alone

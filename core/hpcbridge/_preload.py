@@ -1,6 +1,7 @@
 """Import now what is otherwise imported when first used.
 
-For hosts whose event loop serves others too: an import of Authlib or pyfirecrest holds it for a good part of a second.
+For hosts whose event loop serves others too: an import of Authlib, pyfirecrest or what carries httpx holds it for a
+good part of a second.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _MODULES = (
     "hpcbridge.system",
     "certifi",
     "firecrest.v2",
+    "platformdirs",
 )
 
 

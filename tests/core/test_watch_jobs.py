@@ -251,6 +251,22 @@ async def test_one_credential_watches_for_another_user(sandbox):
         assert (await watcher.wait(job_id)).ok
 
 
+async def test_a_few_jobs_are_watched_among_more_than_can_be_listed():
+    """A listing of everybody's jobs would be past the server's limit; one narrowed to the watched names is not."""
+    with start_sandbox("--accounting-lag", "0", "--user", "alice", "--user", "bob") as crowded:
+        simulated(crowded, 17_000, user="bob", duration=600)
+        names = [f"watched-{number}" for number in range(3)]
+        async with system_of(crowded, "bob") as system:
+            watcher = JobWatcher(system.client, system.name, policy=QUICK, all_users=True)
+            waits = []
+            for name in names:
+                (job_id,) = simulated(crowded, 1, duration=2, name=name)
+                waits.append(watcher.wait(job_id, name=name))
+            infos = await asyncio.gather(*waits)
+            assert sorted(info.name for info in infos) == names
+            assert (watcher.counters.failed_listings, watcher.counters.reads) == (0, 0)
+
+
 async def test_closing_the_watcher_lets_the_waiters_go(sandbox):
     async with system_of(sandbox) as system:
         watcher = JobWatcher(system.client, system.name, policy=QUICK)
