@@ -66,7 +66,7 @@ def run_native(
         *(f"{PYTHON}/bin/python3", "-c", "from reframe.frontend.cli import main; main()"),
         *("-C", f"{home}/settings.py", "--system=cluster", "--prefix", f"{home}/rfm"),
         *("-c", SUITES[suite], "-R", "--exec-policy", policy, "--report-file", f"{home}/report.json"),
-        *("--nocolor", "-r", *arguments),
+        *("--nocolor", "--flex-alloc-nodes=all", "-r", *arguments),
     ]
     extra = {name: value for name, value in os.environ.items() if name.startswith("MANY_")}
     at = words.index("-i") + 1
