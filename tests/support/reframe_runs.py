@@ -124,7 +124,7 @@ class Outcome:
 def command(folder: Path, suite: Path, *arguments: str, policy: str = "async") -> list[str]:
     """The words of a run in `folder`, whose `settings.py` is there."""
     return [
-        *(sys.executable, "-c", "from reframe.frontend.cli import main; main()"),
+        str(Path(sys.executable).with_name("reframe")),
         *("-C", str(folder / "settings.py"), "--system=cluster", "--prefix", str(folder / "rfm")),
         *("-c", str(suite), "-R", "--exec-policy", policy, "--report-file", str(folder / "report.json")),
         *("--nocolor", "--flex-alloc-nodes=all", "-r", *arguments),
@@ -134,7 +134,7 @@ def command(folder: Path, suite: Path, *arguments: str, policy: str = "async") -
 def environment(client: Mapping[str, str], folder: Path) -> dict[str, str]:
     """The environment of a run: the site's variables, and state of its own."""
     # Under `make test` a suite's own make would speak of directories that it enters.
-    foreign = ("FIRECREST", "SLURM", "MAKE", "MFLAGS")
+    foreign = ("FIRECREST", "SLURM", "MAKE", "MFLAGS", "PYTHONDONTWRITEBYTECODE")
     env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return env | dict(client) | {"HPCBRIDGE_STATE_DIR": str(folder / "state"), "RFM_SAVE_LOG_FILES": "n"}
 
