@@ -40,7 +40,7 @@ $(UV):
 # The stamp is younger than the pins it was made from, or it is made again.
 $(ENVS)/%/.ready: constraints/%.txt pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENVS)/$*
-	$(UV) pip install --quiet --python $(ENVS)/$*/bin/python -c constraints/$*.txt -e '.[$(EXTRAS_$*)]'
+	$(UV) pip install --quiet --compile-bytecode --python $(ENVS)/$*/bin/python -c constraints/$*.txt -e '.[$(EXTRAS_$*)]'
 	touch $@
 .PRECIOUS: $(ENVS)/%/.ready
 
