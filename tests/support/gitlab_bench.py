@@ -51,13 +51,15 @@ class Bench:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         return kept | {"HOME": str(self.root / "home"), "HPCBRIDGE_STATE_DIR": str(self.root / "hpcbridge")}
 
-    def config(self, rule: str = "", driver: dict[str, Any] | None = None) -> Path:
+    def config(self, rule: str = "", driver: dict[str, Any] | None = None, tables: str = "") -> Path:
         """A configuration of the driver: one rule for every project, with `rule` as further lines."""
         self.configs += 1
         path = self.root / f"gitlab-{self.configs}.toml"
         values = {"state": str(self.root / "state"), "sites": "sites.toml", "runner": str(self.root / "gitlab-runner")}
         lines = [f"{name} = {_toml(value)}" for name, value in {**values, **self.driver, **(driver or {})}.items()]
-        path.write_text("\n".join(["[driver]", *lines, "[[rule]]", 'projects = ["*"]', 'site = "box"', rule, ""]))
+        path.write_text(
+            "\n".join(["[driver]", *lines, tables, "[[rule]]", 'projects = ["*"]', 'site = "box"', rule, ""])
+        )
         return path
 
     def runner(self, recipe: Recipe, *, rule: str = "", driver: dict[str, Any] | None = None, **options: Any) -> Runner:
@@ -76,6 +78,9 @@ class Bench:
         """The same for a harness in a process of its own."""
         recipe.sha = recipe.sha or self.gitlab.heads[recipe.project]
         job = self.gitlab.queue(recipe.response)
+        for name, audience in recipe.id_tokens.items():
+            token = self.gitlab.id_token(job, audience)
+            job.response["variables"].append({"key": name, "value": token, "public": False, "masked": True})
         config = config or self.config(rule, driver)
         program = [str(Path(sys.prefix) / "bin" / "hpcbridge-gitlab"), "--config", str(config)]
         return Spec(self.gitlab.url, program, str(self.root / "work"), self.env, wanted=job.id, **options)
