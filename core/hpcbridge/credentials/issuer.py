@@ -11,10 +11,10 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from hpcbridge import __version__
 from hpcbridge.credentials.secret import Secret
 from hpcbridge.credentials.sources import SecretSource
 from hpcbridge.credentials.tokens import Token, lifetime_of
@@ -191,7 +191,7 @@ class Issuer:
             client_id=self.client_id,
             client_secret=secret.reveal() if secret else None,
             token_endpoint_auth_method=self._client_auth,
-            headers={"user-agent": f"hpcbridge/{version('hpcbridge')}"},
+            headers={"user-agent": f"hpcbridge/{__version__}"},
             timeout=_TIMEOUT,
             **self._options(url),
         )

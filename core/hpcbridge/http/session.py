@@ -15,12 +15,11 @@ from collections import Counter
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState
 
+from hpcbridge import __version__
 from hpcbridge.credentials.base import Credential
 from hpcbridge.credentials.secret import Secret
 from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, NotSent, RateLimited, Unavailable
@@ -81,7 +80,7 @@ class HttpSession:
         self.site = site
         self.credential = credential
         self.policy = policy or HttpPolicy()
-        self.user_agent = f"hpcbridge/{version('hpcbridge')} ({adapter or site.adapter})"
+        self.user_agent = f"hpcbridge/{__version__} ({adapter or site.adapter})"
         self.limiter = AdaptiveLimiter(site.max_in_flight, self.policy.limiter)
         self.breaker = CircuitBreaker(site.name, self.policy.breaker)
         self.counters = Counters()
@@ -148,14 +147,17 @@ class HttpSession:
             trace=trace_id.get() or uuid.uuid4().hex,
         )
         budget = RetryBudget(self.policy, safe=safe, patience=patience)
-        retrying = AsyncRetrying(
-            retry=budget.retry, wait=budget.wait, stop=budget.stop, before_sleep=self._note_retry, reraise=True
-        )
-        try:
-            return await retrying(self._attempt, call)
-        except HpcBridgeError as error:
-            error.repeated = budget.outcome_unknown or call.outcome_unknown
-            raise
+        while True:
+            try:
+                return await self._attempt(call)
+            except HpcBridgeError as error:
+                pause = budget.pause(error)
+                if pause is None:
+                    error.repeated = budget.outcome_unknown or call.outcome_unknown
+                    raise
+                self.counters.retries += 1
+                log.info("attempt %d at %s failed: %s", budget.failures, self.site.name, error.message)
+            await asyncio.sleep(pause)
 
     async def send_once(
         self,
@@ -347,12 +349,6 @@ class HttpSession:
     def _timeout(self, read: float | None) -> httpx.Timeout:
         policy = self.policy
         return httpx.Timeout(connect=policy.connect, read=read or policy.read, write=policy.write, pool=policy.connect)
-
-    def _note_retry(self, state: RetryCallState) -> None:
-        self.counters.retries += 1
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, HpcBridgeError):
-            log.info("attempt %d at %s failed: %s", state.attempt_number, self.site.name, error.message)
 
 
 @dataclass(slots=True)
