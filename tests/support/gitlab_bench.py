@@ -42,6 +42,7 @@ class Bench:
     sandbox: SandboxProcess
     gitlab: Coordinator
     root: Path
+    scheduler: str = "local"
     configs: int = 0
     driver: dict[str, Any] = field(default_factory=lambda: dict(QUICK))
 
@@ -128,7 +129,7 @@ def _toml(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def bench(sandbox: SandboxProcess) -> Iterator[Bench]:
+def bench(sandbox: SandboxProcess, scheduler: str = "local") -> Iterator[Bench]:
     """A host for the length of the block."""
     root = Path(tempfile.mkdtemp(prefix="hpcbridge-gitlab-"))
     try:
@@ -149,6 +150,6 @@ def bench(sandbox: SandboxProcess) -> Iterator[Bench]:
         program.chmod(0o755)
         with coordinator(root / "repositories") as gitlab:
             gitlab.repository(PROJECT, FILES)
-            yield Bench(sandbox, gitlab, root)
+            yield Bench(sandbox, gitlab, root, scheduler)
     finally:
         shutil.rmtree(root, ignore_errors=True)

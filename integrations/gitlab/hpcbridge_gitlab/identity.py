@@ -40,7 +40,7 @@ async def verified(wanted: IdToken, job: CiJob) -> CiJob:
     text = job.wish(wanted.variable)
     if text is None:
         raise _refused(wanted, "it is missing")
-    claims = _claims(text, await _keys(wanted), wanted, job)
+    claims = _claims(text, await keys(wanted), wanted, job)
     return dataclasses.replace(
         job,
         project_path=str(claims["project_path"]),
@@ -51,7 +51,7 @@ async def verified(wanted: IdToken, job: CiJob) -> CiJob:
     )
 
 
-def _claims(text: str, keys: KeySet, wanted: IdToken, job: CiJob) -> dict[str, Any]:
+def _claims(text: str, known: KeySet, wanted: IdToken, job: CiJob) -> dict[str, Any]:
     """What a good token says."""
     registry = jwt.JWTClaimsRegistry(
         leeway=_SKEW,
@@ -63,7 +63,7 @@ def _claims(text: str, keys: KeySet, wanted: IdToken, job: CiJob) -> dict[str, A
         project_path={"essential": True},
     )
     try:
-        claims = jwt.decode(text, keys, algorithms=list(ALGORITHMS)).claims
+        claims = jwt.decode(text, known, algorithms=list(ALGORITHMS)).claims
         # GitLab writes numbers as text; a later one need not.
         claims |= {name: str(claims[name]) for name in ("job_id", "project_id") if name in claims}
         registry.validate(claims)
@@ -83,7 +83,7 @@ def _refused(wanted: IdToken, reason: str) -> Stop:
     )
 
 
-async def _keys(wanted: IdToken) -> KeySet:
+async def keys(wanted: IdToken) -> KeySet:
     """The issuer's keys of now, as its discovery document leads to them: a key that was withdrawn counts no more."""
     base = wanted.issuer.rstrip("/")
     try:
