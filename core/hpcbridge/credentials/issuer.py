@@ -13,10 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from hpcbridge import __version__
 from hpcbridge.credentials.secret import Secret
 from hpcbridge.credentials.sources import SecretSource
 from hpcbridge.credentials.tokens import Token, lifetime_of
@@ -202,7 +202,7 @@ class Issuer:
             client_id=self.client_id,
             client_secret=secret.reveal() if secret else None,
             token_endpoint_auth_method=self._client_auth,
-            headers={"user-agent": f"hpcbridge/{version('hpcbridge')}"},
+            headers={"user-agent": f"hpcbridge/{__version__}"},
             timeout=_TIMEOUT,
             **self._options(url),
         )

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState
 
+from hpcbridge import __version__
 from hpcbridge.credentials.base import Credential
 from hpcbridge.credentials.secret import Secret
 from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, NotSent, RateLimited, Unavailable
@@ -84,7 +84,7 @@ class HttpSession:
         self.site = site
         self.credential = credential
         self.policy = policy or HttpPolicy()
-        self.user_agent = f"hpcbridge/{version('hpcbridge')} ({adapter or site.adapter})"
+        self.user_agent = f"hpcbridge/{__version__} ({adapter or site.adapter})"
         self.limiter = AdaptiveLimiter(site.max_in_flight, self.policy.limiter)
         self.breaker = CircuitBreaker(site.name, self.policy.breaker)
         self.counters = Counters()
