@@ -6,6 +6,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+# Where it is set, every process of the tests compiles every module it loads: half of all their time.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 ENVS   := .env
