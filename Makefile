@@ -25,6 +25,8 @@ EXTRAS_aiida   := aiida,test-aiida,sandbox,test
 EXTRAS_jupyterhub := jupyterhub,test-jupyterhub,sandbox,test
 EXTRAS_reframe := reframe,sandbox,test
 EXTRAS_gitlab  := gitlab,sandbox,test
+# ReFrame is also run by the sandbox's users, who cannot write into its environment.
+BYTECODE_reframe := --compile-bytecode
 ADAPTERS := airflow aiida jupyterhub reframe gitlab
 HOSTS := core $(ADAPTERS)
 PARTS := core staging sandbox $(ADAPTERS)
@@ -42,7 +44,7 @@ $(UV):
 # The stamp is younger than the pins it was made from, or it is made again.
 $(ENVS)/%/.ready: constraints/%.txt pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENVS)/$*
-	$(UV) pip install --quiet --compile-bytecode --python $(ENVS)/$*/bin/python -c constraints/$*.txt -e '.[$(EXTRAS_$*)]'
+	$(UV) pip install --quiet $(BYTECODE_$*) --python $(ENVS)/$*/bin/python -c constraints/$*.txt -e '.[$(EXTRAS_$*)]'
 	touch $@
 .PRECIOUS: $(ENVS)/%/.ready
 
