@@ -83,9 +83,14 @@ def compare(daemon: AiidaProfile, base: Any, ours: Any, count: int, title: str, 
     """The ratio of the two walls, measured one after the other; nothing fails, and nothing is tried again."""
     failures = len(daemon.failures())
     seconds = 120 + 6 * count
+    begun = daemon.used()
     theirs = wall(daemon, base, count, seconds)
+    between = daemon.used()
     mine = wall(daemon, ours, count, seconds)
-    say(f"{title}: {base.computer.scheduler_type} {theirs:.1f} s, ours {mine:.1f} s, ratio {mine / theirs:.2f}")
+    say(
+        f"{title}: {base.computer.scheduler_type} {theirs:.1f} s, ours {mine:.1f} s, ratio {mine / theirs:.2f}; "
+        f"the worker computed for {between - begun:.1f} s and {daemon.used() - between:.1f} s"
+    )
     assert daemon.failures()[failures:] == []
     return mine / theirs
 

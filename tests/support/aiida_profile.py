@@ -139,6 +139,11 @@ class AiidaProfile:
                     found.add(process.pid)
         return sorted(pid for pid in found if alive(pid))
 
+    def used(self) -> float:
+        """Seconds that the workers have computed for."""
+        times = [psutil.Process(pid).cpu_times() for pid in self.workers()]
+        return sum(each.user + each.system for each in times)
+
     def kill_workers(self) -> None:
         """Kill them with SIGKILL; the daemon's supervisor starts new ones."""
         pids = self.workers()
