@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -112,7 +113,17 @@ class AiidaProfile:
             # The daemon's PYTHONPATH is this process's path.
             patch.syspath_prepend(str(TESTS / "support" / "aiida_worker"))
             self.verdi_here("-p", self.name, "daemon", "start", str(workers))
-        wait_until(lambda: [*self.path.rglob("broker.sockets")] and self.workers(), 90, "the daemon's broker is ready")
+        try:
+            wait_until(self._takes_work, 240, "a worker of the daemon takes work")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
+
+    def _takes_work(self) -> bool:
+        """Whether a worker has told the broker that it wants work; on a busy machine that takes a minute."""
+        for file in self.path.rglob("broker.status"):
+            with contextlib.suppress(FileNotFoundError):
+                return bool(json.loads(file.read_text())["task_subscribers"])
+        return False
 
     def stop(self) -> None:
         """End the daemon at once; nothing of it is left."""
