@@ -97,7 +97,7 @@ test-sandbox: env-core ## the sandbox alone
 test-airflow: env-airflow ## the Airflow provider alone
 	$(AIRFLOW)/pytest tests/airflow --timeout=1200 $(PYTEST_ARGS)
 test-aiida: env-aiida ## the AiiDA plugin alone
-	$(AIIDA)/pytest -n 2 --dist loadfile tests/aiida $(PYTEST_ARGS)
+	$(AIIDA)/pytest -n 2 --dist loadfile tests/aiida --timeout=900 $(PYTEST_ARGS)
 test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
 	$(JUPYTERHUB)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone

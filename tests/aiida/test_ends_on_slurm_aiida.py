@@ -52,7 +52,7 @@ def test_a_directive_that_slurm_refuses(daemon: AiidaProfile, nodes: dict[str, A
 
 def test_cancelled_outside(daemon: AiidaProfile, real_slurm: SandboxProcess, nodes: dict[str, Any]) -> None:
     node = nodes["CANCELLED"]
-    wait_until(lambda: node.get_job_id() or node.is_terminated, 120, "the job is submitted")
+    wait_until(lambda: node.get_job_id() or node.is_terminated, 240, "the job is submitted")
     as_operator(real_slurm, "scancel", node.get_job_id())
     wait([node], daemon)
     assert node.exit_status == 300, report(node)
@@ -70,14 +70,14 @@ def test_a_program_that_fails(daemon: AiidaProfile, nodes: dict[str, Any]) -> No
 
 def test_over_the_time_limit(daemon: AiidaProfile, nodes: dict[str, Any]) -> None:
     node = nodes["TIMEOUT"]
-    wait([node], daemon, seconds=300)
+    wait([node], daemon)
     assert node.exit_status == 120, report(node)
     assert "TIMEOUT" in node.exit_message
 
 
 def test_a_node_that_fails(daemon: AiidaProfile, real_slurm: SandboxProcess, slurm: Any) -> None:
     node = planned(slurm, "sleep 600", MUST, custom_scheduler_commands=NEVER_REQUEUED)
-    wait_until(lambda: node.get_job_id() or node.is_terminated, 120, "the job is submitted")
+    wait_until(lambda: node.get_job_id() or node.is_terminated, 240, "the job is submitted")
     job = node.get_job_id()
     wait_until(lambda: "RUNNING" in as_operator(real_slurm, "squeue", "-h", "-j", job, "-o", "%T"), 60, "it runs")
     name = as_operator(real_slurm, "squeue", "-h", "-j", job, "-o", "%N").strip()

@@ -94,7 +94,7 @@ def test_the_end_is_an_exit_code_with_its_reason(daemon: AiidaProfile, nodes: di
 
 def test_cancelled_outside(daemon: AiidaProfile, late: SandboxProcess, nodes: dict[str, Any]) -> None:
     node = nodes["cancelled"]
-    wait_until(lambda: node.get_job_id() or node.is_terminated, 60, "the job is submitted")
+    wait_until(lambda: node.get_job_id() or node.is_terminated, 240, "the job is submitted")
     with late.client() as client:
         client.delete(f"/compute/{late.system}/jobs/{node.get_job_id()}").raise_for_status()
     wait([node], daemon)
@@ -141,7 +141,7 @@ def test_a_job_that_vanishes(daemon: AiidaProfile, quiet: SandboxProcess, quiet_
     """Neither the queue nor accounting knows it any more: its end is said, not waited for."""
     code = installed_code(make_ours("forgetful", quiet, quiet_secret, "/scratch/{username}/forgetful"), "bash-forget")
     node = planned(code, "sleep 600", MUST)
-    wait_until(lambda: node.get_job_id() or node.is_terminated, 60, "the job is submitted")
+    wait_until(lambda: node.get_job_id() or node.is_terminated, 240, "the job is submitted")
     by_id = {"method": "GET", "path": f"/compute/*/jobs/{node.get_job_id()}", "kind": "status", "status": 404}
     quiet.post("/faults", [by_id])
     quiet.post("/scheduler-faults", {"missing_fraction": 1})
@@ -176,7 +176,7 @@ def test_a_site_that_fails_now_and_then(daemon: AiidaProfile, quiet: SandboxProc
         quiet.post("/expire-tokens")
         quiet.post("/outage", {"kind": "refused", "seconds": 5})
         for node in nodes:
-            seen = ended_well(node, daemon, seconds=240).outputs.seen["retrieved"]
+            seen = ended_well(node, daemon).outputs.seen["retrieved"]
             assert (seen["end.txt"], seen["runs.txt"]) == ("end\n", "run\n"), report(node)
     finally:
         quiet.reset()

@@ -88,7 +88,7 @@ def traps(
             options = {"rates": {moment.mode: 1.0}, "method": moment.method, "path": moment.path}
             proxy = stack.enter_context(portal.wrap_async_context_manager(start_proxy(cluster.url, **options)))
             caught[name] = Trap(portal, proxy, planned(_code(cluster, proxy, secret, number), SCRIPT, PLAN))
-        wait_until(lambda: all(trap.sprung for trap in caught.values()), 120, f"traps: {_open(caught)}")
+        wait_until(lambda: all(trap.sprung for trap in caught.values()), 300, f"traps: {_open(caught)}")
         daemon.kill_workers()
         for trap in caught.values():
             trap.open()
@@ -112,7 +112,7 @@ def test_killed(daemon: AiidaProfile, cluster: SandboxProcess, traps: dict[str, 
     """The process ends FINISHED[0] with all its files; one job was submitted, and it ran once."""
     trap = traps[moment]
     assert trap.sprung
-    node = ended_well(trap.node, daemon, seconds=200)
+    node = ended_well(trap.node, daemon)
     assert node.outputs.seen["retrieved"] == {"stdout.txt": "", "end.txt": "end\n", "runs.txt": "run\n"}, report(node)
     ids = scheduler_ids(cluster, node.get_remote_workdir())
     assert list(ids) == [node.get_job_id()]
