@@ -82,7 +82,7 @@ def wall(daemon: AiidaProfile, code: Any, count: int, seconds: float) -> float:
 def compare(daemon: AiidaProfile, base: Any, ours: Any, count: int, title: str, say: Say) -> float:
     """The ratio of the two walls, measured one after the other; nothing fails, and nothing is tried again."""
     failures = len(daemon.failures())
-    seconds = 120 + 6 * count
+    seconds = 300 + 20 * count  # a bound for machines with much else to do, not a figure
     begun = daemon.used()
     theirs = wall(daemon, base, count, seconds)
     between = daemon.used()
