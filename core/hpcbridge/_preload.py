@@ -6,7 +6,6 @@ good part of a second.
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 
 _MODULES = (
@@ -17,20 +16,16 @@ _MODULES = (
     "hpcbridge.jobs.submit",
     "hpcbridge.jobs.watch",
     "hpcbridge.system",
-    "anyio._backends._asyncio",
-    "authlib.integrations.httpx_client",
     "certifi",
     "firecrest.v2",
-    "httpcore",
     "platformdirs",
 )
 
 
 def preload() -> None:
     """Import them all; takes a second or so, once."""
-    with warnings.catch_warnings():
-        import authlib.deprecate  # noqa: F401 (puts its own filter first)
+    from hpcbridge.credentials import issuer
 
-        warnings.simplefilter("ignore")
-        for name in _MODULES:
-            import_module(name)
+    issuer.preload()
+    for name in _MODULES:
+        import_module(name)

@@ -37,7 +37,7 @@ def local_bench(local_queue: SandboxProcess) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def slurm_bench(real_slurm: SandboxProcess) -> Iterator[Bench]:
-    with bench(real_slurm) as opened:
+    with bench(real_slurm, "slurm") as opened:
         yield opened
 
 

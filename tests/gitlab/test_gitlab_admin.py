@@ -32,14 +32,18 @@ def call(bench, config, *words):
 
 
 def test_doctor_goes_through_every_rule_and_prints_config_toml(host):
-    done = call(host, host.config('system = "sandbox"'), "doctor")
+    table = '[id_token]\nissuer = "{}"\naudience = "hpc"'
+    done = call(host, host.config('system = "sandbox"', tables=table.format(host.gitlab.url)), "doctor")
     assert done.returncode == 0
     assert "ok    rule 1: box, sandbox as alice, /home/alice/hpcbridge-ci, scheduler slurm (ssh)" in done.stdout
     assert f'run_args = ["--config", "{host.root}/gitlab-' in done.stdout
-    broken = call(host, host.config('system = "nowhere"', {"runner": "", "isolate": "none"}), "doctor")
+    assert f"ok    id_token: {host.gitlab.url} serves 1 keys, for hpc" in done.stdout
+    away = table.format("http://127.0.0.1:1")
+    broken = call(host, host.config('system = "nowhere"', {"runner": "", "isolate": "none"}, away), "doctor")
     assert broken.returncode == 1
     assert "FAIL  rule 1: no system 'nowhere'" in broken.stdout
     assert "NOT isolated" in broken.stdout
+    assert "FAIL  id_token: the keys of http://127.0.0.1:1 cannot be had: ConnectError" in broken.stdout
 
 
 def test_explain_says_where_each_value_comes_from(host, tmp_path):

@@ -24,4 +24,4 @@ def ran(local_bench: Bench, request: pytest.FixtureRequest) -> Iterator[Ran]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("case", "form"), LOCAL, ids=ids(LOCAL))
 def test_a_case_of_the_contract(local_bench, ran, case, form, record_property):
-    check(local_bench, ran, case, form, "local", record_property)
+    check(local_bench, ran, case, form, record_property)

@@ -13,6 +13,7 @@ from support.gitlab_bench import Bench, bench
 from support.gitlab_coordinator import wait_for
 from support.gitlab_runner import Spec, start_process, wait_for_log
 from support.gitlab_scripts import Recipe
+from support.gitlab_table import row
 from support.sandbox import start_sandbox
 
 FAULTS = {
@@ -26,7 +27,7 @@ ARTIFACT = [{"paths": ["out"], "when": "always"}]
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("fault", [*FAULTS, "expired token"])
-def test_a_fault_in_every_stage_changes_nothing(host: Bench, fault: str):
+def test_a_fault_in_every_stage_changes_nothing(host: Bench, fault: str, record_property):
     """The first two requests of every call meet the fault; the job ends as without."""
     runner = host.runner(Recipe(["mkdir out; echo x > out/y; echo in the script"], ["echo after"], artifacts=ARTIFACT))
     began = len(runner.starts)
@@ -41,6 +42,7 @@ def test_a_fault_in_every_stage_changes_nothing(host: Bench, fault: str):
                 host.sandbox.post("/faults", rules)
         time.sleep(0.02)
     runner.join(900)
+    record_property("contract", row(f"{fault} in every stage", runner))
     assert runner.outcome == "success", runner.log
     assert host.job(runner).artifact() is not None
     assert runner.log.count("in the script\n") == 2  # the command's echo, and its output
@@ -48,11 +50,12 @@ def test_a_fault_in_every_stage_changes_nothing(host: Bench, fault: str):
     wait_for(lambda: host.states(runner) in (["COMPLETED"], ["CANCELLED"]), 60)
 
 
-def test_a_404_after_the_submit_is_no_end(host: Bench):
+def test_a_404_after_the_submit_is_no_end(host: Bench, record_property):
     host.sandbox.post(
         "/faults", [{"method": "GET", "path": "/compute/*/jobs/*", "kind": "status", "status": 404, "count": 3}]
     )
     runner = host.runner(Recipe(["echo ran"]), rule='options = ["--begin=now+5"]').run()
+    record_property("contract", row("404 after submit", runner))
     assert runner.outcome == "success", runner.log
     assert len(host.rows(runner)) == 1
 
@@ -77,16 +80,20 @@ def _gc(bench: Bench, spec: Spec, *words: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.timeout(1200)
-def test_the_lease_ends_what_a_killed_runner_has_left(any_host: Bench):
+def test_the_lease_ends_what_a_killed_runner_has_left(any_host: Bench, record_property):
     lease = 20
     spec = _killed(any_host, Recipe(["echo started; sleep 600"]), lease=lease)
     mine = lambda: [p for p in any_host.places if p.name.startswith(f"{spec.wanted}-")]  # noqa: E731
     assert mine()
     wait_for(lambda: not mine(), lease * 3 + 60, "the lease's end")
-    with any_host.sandbox.client("alice") as client:
-        rows = client.get(f"/compute/{any_host.sandbox.system}/jobs").json()["jobs"]
-    (row,) = [row for row in rows if f"/{spec.wanted}-" in (row["workingDirectory"] or "")]
-    assert row["status"]["state"] in ("FAILED", "COMPLETING", "RUNNING")
+
+    def state() -> str:
+        with any_host.sandbox.client("alice") as client:
+            rows = client.get(f"/compute/{any_host.sandbox.system}/jobs").json()["jobs"]
+        (listed,) = [item for item in rows if f"/{spec.wanted}-" in (item["workingDirectory"] or "")]
+        return str(listed["status"]["state"])
+
+    wait_for(lambda: state() == "FAILED", 60, "the allocation's end")
     records = any_host.root / "state" / "jobs"
     (record,) = records.glob(f"*-{spec.wanted}/attempt-1.json")
     old = time.time() - 3600
@@ -94,6 +101,8 @@ def test_the_lease_ends_what_a_killed_runner_has_left(any_host: Bench):
     done = _gc(any_host, spec)
     assert "nothing was left on the system" in done.stdout
     assert not record.exists()
+    name, said = "runner SIGKILL (the lease ends the job)", done.stdout.splitlines()[-1]
+    record_property("contract", f"{name:45} {spec.form:6} {any_host.scheduler:6} {state():24} gc: {said}")
 
 
 @pytest.mark.timeout(1200)
@@ -107,7 +116,7 @@ def test_gc_ends_a_live_allocation_that_nobody_works_for(host: Bench):
 
 
 @pytest.mark.timeout(1200)
-def test_a_node_that_dies_is_the_sites_fault():
+def test_a_node_that_dies_is_the_sites_fault(record_property):
     with start_sandbox("--accounting-lag", "1", "--user", "alice", "--user", "bob") as process, bench(process) as own:
         runner = own.runner(Recipe(["echo started; sleep 600"], ["echo after"]))
         runner.start()
@@ -115,6 +124,7 @@ def test_a_node_that_dies_is_the_sites_fault():
         process.kill()
         process.start()
         runner.join(900)
+        record_property("contract", row("NODE_FAIL", runner))
         assert runner.outcome == "runner_system_failure", runner.log
         assert "NODE_FAIL (the site or the runner): the allocation is gone" in runner.log
         assert runner.log.count("after") == 0 or "LOST" in runner.log or "NODE_FAIL" in runner.log

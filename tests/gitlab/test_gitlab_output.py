@@ -13,6 +13,7 @@ import pytest
 
 from support.gitlab_runner import wait_for_log
 from support.gitlab_scripts import Recipe
+from support.gitlab_table import row
 from support.scale import PROVE
 
 SIZE = 50_000_000 if PROVE else 8_000_000
@@ -20,9 +21,10 @@ TICK_1 = {"tick": 1, "agent_tick": 0.3}
 
 
 @pytest.mark.timeout(1800)
-def test_a_large_log_arrives_byte_for_byte(any_host):
+def test_a_large_log_arrives_byte_for_byte(any_host, record_property):
     script = [f"head -c {SIZE} /dev/urandom > blob; echo BEGIN-OF-IT; cat blob; echo; echo END-OF-IT; sha256sum blob"]
     runner = any_host.runner(Recipe(script)).run()
+    record_property("contract", row(f"{SIZE // 1_000_000} MB of log", runner, any_host.scheduler))
     assert runner.outcome == "success", runner.log[-2000:]
     trace = bytes(any_host.job(runner).trace)
     body = trace[trace.rindex(b"BEGIN-OF-IT\n") + len(b"BEGIN-OF-IT\n") :]
@@ -85,7 +87,8 @@ def test_the_start_of_a_stage_imports_nothing_that_it_does_not_need():
     code = (
         "import sys; sys.modules['httpx._main'] = None\n"
         "import hpcbridge_gitlab.cli, hpcbridge_gitlab.running, hpcbridge.firecrest.client, hpcbridge._registry\n"
-        "print(sorted({'authlib', 'pydantic', 'rich', 'typer', 'firecrest', 'cryptography'} & set(sys.modules)))"
+        "heavy = {'authlib', 'pydantic', 'rich', 'typer', 'firecrest', 'cryptography', 'tenacity', 'joserfc'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

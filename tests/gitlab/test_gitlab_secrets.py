@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from hpcbridge_gitlab import credentials
 from support.gitlab_coordinator import wait_for
 from support.gitlab_runner import wait_for_log
 from support.gitlab_scripts import Recipe
@@ -66,9 +68,10 @@ def test_no_secret_is_seen_while_the_script_runs_nor_left_afterwards(any_host):
     assert (place / "box").stat().st_mode & 0o777 == 0o700
     seen = holders(cluster, *needles[:2])
     assert not [path for path, _ in seen if reachable(path, cluster)]
-    # The script itself is gone; what is left is the clone, where the runner's own script puts the token.
-    assert {path.relative_to(place).parts[0] for path, _ in seen} <= {"builds"}
-    assert not [path for path, _ in seen if SECRET.encode() in path.read_bytes()]
+    # The script itself is gone, and the clone came without the credentials that the runner's script puts into it.
+    assert not seen
+    config = place / "builds" / "group" / "project" / ".git" / "config"
+    assert git_config(config, "remote.origin.url") == f"{any_host.gitlab.url}/group/project.git"
 
     (place / "builds" / "group" / "project" / "go").touch()
     runner.join(600)
@@ -100,3 +103,69 @@ def test_hooks_without_isolation_are_refused(host):
     runner = host.runner(Recipe(["true"], hooks=hooks), driver={"isolate": "none"}).run()
     assert runner.outcome == "script_failure"
     assert "POLICY (the job): `hooks` (pre_get_sources_script) would run on the runner's host" in runner.log
+
+
+GIT_CONFIG = """\
+[core]
+\tbare = false
+[remote "origin"]
+\turl = https://gitlab-ci-token:glcbt-1@gitlab.example.org/group/project.git
+\tpushurl = "ssh://git:glcbt-2@gitlab.example.org:22/group/project.git"
+\tfetch = +refs/heads/*:refs/remotes/origin/*
+[http "https://gitlab.example.org/"]
+\textraHeader = AUTHORIZATION: basic glcbt-3
+[http]
+\tsslVerify = true
+\textraheader = "X: glcbt-4\\
+ glcbt-5"
+[url "https://gitlab-ci-token:glcbt-6@gitlab.example.org/"]
+\tinsteadOf = https://gitlab.example.org/
+[credential]
+\thelper = "!f() { echo password=glcbt-7; }; f"
+\tusername = gitlab-ci-token
+[submodule "lib"]
+\turl = https://oauth2:glcbt-8@other.example.org/lib.git # glcbt-9@x
+[includeIf "gitdir:/builds/**"]
+\tpath = /builds/group/project.tmp/.gitlab-runner.ext.conf
+[odd "a.b\\"c\\\\d"]
+\tvalue = "  two\\nlines \\"quoted\\" ; \\\\ "
+\tnone
+"""
+KEPT = {
+    "remote.origin.url": "https://gitlab.example.org/group/project.git",
+    "remote.origin.pushurl": "ssh://git@gitlab.example.org:22/group/project.git",
+    "remote.origin.fetch": "+refs/heads/*:refs/remotes/origin/*",
+    "http.sslVerify": "true",
+    "submodule.lib.url": "https://other.example.org/lib.git",
+    "core.bare": "false",
+    'odd.a.b"c\\d.value': '  two\nlines "quoted" ; \\ ',
+}
+
+
+def git_config(path: Path, key: str) -> str:
+    words = ["git", "config", "--file", str(path), "--get", key]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.removesuffix("\n")
+
+
+def test_a_clone_is_sent_without_credentials(tmp_path):
+    """Whatever git has: remotes, submodules, headers, rewritten URLs, helpers."""
+    project = tmp_path / "group" / "project"
+    places = [
+        project / ".git" / "config",
+        project / ".git" / "modules" / "lib" / "config",
+        project / "lib.git" / "config",
+    ]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.write_text(GIT_CONFIG)
+    (project / "config").write_text("of the user's own: https://a:b@c\n")
+    (tmp_path / "elsewhere").write_text("[a]\n\tsecret = of this host\n")
+    (project / ".git" / "config.worktree").symlink_to(tmp_path / "elsewhere")
+    credentials.strip(tmp_path)
+    for place in places[:2]:
+        assert "glcbt" not in place.read_text()
+        for key, value in KEPT.items():
+            assert git_config(place, key) == value
+        assert git_config(place, "include.path") == ""
+    assert (project / ".git" / "config.worktree").exists() is False
+    assert (project / "config").read_text() == "of the user's own: https://a:b@c\n"

@@ -28,7 +28,7 @@ def ran_on_slurm(slurm_bench: Bench, request: pytest.FixtureRequest) -> Iterator
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("case", "form"), ON_SLURM, ids=ids(ON_SLURM))
 def test_a_case_of_the_contract_on_real_slurm(slurm_bench, ran_on_slurm, case, form, record_property):
-    check(slurm_bench, ran_on_slurm, case, form, "slurm", record_property)
+    check(slurm_bench, ran_on_slurm, case, form, record_property)
 
 
 @pytest.mark.timeout(1200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -112,7 +113,17 @@ class AiidaProfile:
             # The daemon's PYTHONPATH is this process's path.
             patch.syspath_prepend(str(TESTS / "support" / "aiida_worker"))
             self.verdi_here("-p", self.name, "daemon", "start", str(workers))
-        wait_until(lambda: [*self.path.rglob("broker.sockets")] and self.workers(), 90, "the daemon's broker is ready")
+        try:
+            wait_until(self._takes_work, 240, "a worker of the daemon takes work")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
+
+    def _takes_work(self) -> bool:
+        """Whether a worker has told the broker that it wants work; on a busy machine that takes a minute."""
+        for file in self.path.rglob("broker.status"):
+            with contextlib.suppress(FileNotFoundError):
+                return bool(json.loads(file.read_text())["task_subscribers"])
+        return False
 
     def stop(self) -> None:
         """End the daemon at once; nothing of it is left."""
@@ -139,6 +150,11 @@ class AiidaProfile:
                     found.add(process.pid)
         return sorted(pid for pid in found if alive(pid))
 
+    def used(self) -> float:
+        """Seconds that the workers have computed for."""
+        times = [psutil.Process(pid).cpu_times() for pid in self.workers()]
+        return sum(each.user + each.system for each in times)
+
     def kill_workers(self) -> None:
         """Kill them with SIGKILL; the daemon's supervisor starts new ones."""
         pids = self.workers()
@@ -154,8 +170,13 @@ class AiidaProfile:
         return [line for text in texts for line in text.splitlines() if any(mark in line for mark in marks)]
 
     def log(self, lines: int = 60) -> str:
-        """The end of what the daemon wrote."""
-        files = [*self.path.rglob("aiida-*.log"), *self.path.rglob("circus-*.log")]
+        """The end of what the daemon and its broker wrote, and what the workers are doing."""
+        for pid in self.workers():
+            if Path(f"{self.loop_log}.{pid}.threads").exists():  # otherwise a signal would end it
+                os.kill(pid, signal.SIGUSR1)
+                os.kill(pid, signal.SIGUSR2)
+        time.sleep(1)  # they have no way to say that they have written it down
+        files = [path for kind in ("*.log", "loop.jsonl.*", "broker.status") for path in self.path.rglob(kind)]
         return "\n".join(
             f"--- {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-lines:]) for file in files
         )

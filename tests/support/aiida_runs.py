@@ -11,6 +11,8 @@ from support.aiida_profile import AiidaProfile
 from support.sandbox import SandboxProcess
 
 ADD = "core.arithmetic.add"
+PATIENCE = 300.0
+"""Seconds that a process may take on a machine that has much else to do."""
 
 
 def options(**more: Any) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def report(node: Any) -> str:
     return ""
 
 
-def wait(nodes: Iterable[Any], profile: AiidaProfile, seconds: float = 120) -> None:
+def wait(nodes: Iterable[Any], profile: AiidaProfile, seconds: float = PATIENCE) -> None:
     """Wait until every process has ended, however it did."""
     deadline = time.monotonic() + seconds
     waiting = list(nodes)
@@ -72,7 +74,7 @@ def wait(nodes: Iterable[Any], profile: AiidaProfile, seconds: float = 120) -> N
         time.sleep(0.1)
 
 
-def ended_well(node: Any, profile: AiidaProfile, seconds: float = 120) -> Any:
+def ended_well(node: Any, profile: AiidaProfile, seconds: float = PATIENCE) -> Any:
     """Wait for a process, and insist on FINISHED[0]; returns the process."""
     wait([node], profile, seconds)
     if not node.is_finished_ok:
@@ -101,7 +103,7 @@ class Meter:
         self.stages: dict[str, Counter[str]] = {}
         self._last: Counter[str] = Counter()
 
-    def follow(self, node: Any, profile: AiidaProfile, seconds: float = 120) -> None:
+    def follow(self, node: Any, profile: AiidaProfile, seconds: float = PATIENCE) -> None:
         """Watch `node` until it has ended; nothing else may talk to the sandbox."""
         self._process.delete("/requests")
         deadline = time.monotonic() + seconds

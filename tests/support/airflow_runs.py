@@ -113,7 +113,7 @@ class Run:
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> None:
-    """Until it is so; AssertionError when it is not in time. `seconds` are a quiet machine's: a busy one has four times."""
+    """Until it is so; AssertionError if not in time: `seconds` if quiet, four times as many if busy."""
     seconds *= 4
     deadline = time.monotonic() + seconds
     while not what():

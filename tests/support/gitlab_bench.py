@@ -42,6 +42,7 @@ class Bench:
     sandbox: SandboxProcess
     gitlab: Coordinator
     root: Path
+    scheduler: str = "local"
     configs: int = 0
     driver: dict[str, Any] = field(default_factory=lambda: dict(QUICK))
 
@@ -51,13 +52,15 @@ class Bench:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         return kept | {"HOME": str(self.root / "home"), "HPCBRIDGE_STATE_DIR": str(self.root / "hpcbridge")}
 
-    def config(self, rule: str = "", driver: dict[str, Any] | None = None) -> Path:
+    def config(self, rule: str = "", driver: dict[str, Any] | None = None, tables: str = "") -> Path:
         """A configuration of the driver: one rule for every project, with `rule` as further lines."""
         self.configs += 1
         path = self.root / f"gitlab-{self.configs}.toml"
         values = {"state": str(self.root / "state"), "sites": "sites.toml", "runner": str(self.root / "gitlab-runner")}
         lines = [f"{name} = {_toml(value)}" for name, value in {**values, **self.driver, **(driver or {})}.items()]
-        path.write_text("\n".join(["[driver]", *lines, "[[rule]]", 'projects = ["*"]', 'site = "box"', rule, ""]))
+        path.write_text(
+            "\n".join(["[driver]", *lines, tables, "[[rule]]", 'projects = ["*"]', 'site = "box"', rule, ""])
+        )
         return path
 
     def runner(self, recipe: Recipe, *, rule: str = "", driver: dict[str, Any] | None = None, **options: Any) -> Runner:
@@ -76,6 +79,9 @@ class Bench:
         """The same for a harness in a process of its own."""
         recipe.sha = recipe.sha or self.gitlab.heads[recipe.project]
         job = self.gitlab.queue(recipe.response)
+        for name, audience in recipe.id_tokens.items():
+            token = self.gitlab.id_token(job, audience)
+            job.response["variables"].append({"key": name, "value": token, "public": False, "masked": True})
         config = config or self.config(rule, driver)
         program = [str(Path(sys.prefix) / "bin" / "hpcbridge-gitlab"), "--config", str(config)]
         return Spec(self.gitlab.url, program, str(self.root / "work"), self.env, wanted=job.id, **options)
@@ -123,7 +129,7 @@ def _toml(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def bench(sandbox: SandboxProcess) -> Iterator[Bench]:
+def bench(sandbox: SandboxProcess, scheduler: str = "local") -> Iterator[Bench]:
     """A host for the length of the block."""
     root = Path(tempfile.mkdtemp(prefix="hpcbridge-gitlab-"))
     try:
@@ -144,6 +150,6 @@ def bench(sandbox: SandboxProcess) -> Iterator[Bench]:
         program.chmod(0o755)
         with coordinator(root / "repositories") as gitlab:
             gitlab.repository(PROJECT, FILES)
-            yield Bench(sandbox, gitlab, root)
+            yield Bench(sandbox, gitlab, root, scheduler)
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -14,6 +14,7 @@ import itertools
 import json
 import random
 import re
+import secrets
 import subprocess
 import threading
 import time
@@ -22,6 +23,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 
 
 @dataclass
@@ -60,6 +64,11 @@ class Job:
         return next((item for item in self.artifacts if item.type == kind), None)
 
 
+def new_key() -> RSAKey:
+    """A key for ID tokens."""
+    return RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256", "kid": secrets.token_hex(8)})
+
+
 class Coordinator:
     """A GitLab, as a runner sees it."""
 
@@ -74,6 +83,8 @@ class Coordinator:
         """Paths of projects whose repository is not served for now."""
         self._ids = itertools.count(random.randrange(1_000, 900_000) * 1_000)
         self._lock = threading.Lock()
+        self.key = new_key()
+        """With which it signs ID tokens; a new one is served at once."""
         handler = type("Handler", (_Handler,), {"coordinator": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -113,6 +124,29 @@ class Coordinator:
             token = f"glcbt-job-token-{number}-secret"
             job = self.jobs[number] = Job(number, token, make(number, token, self.url))
             return job
+
+    def id_token(self, job: Job, audience: str, *, key: RSAKey | None = None, **claims: Any) -> str:
+        """What `id_tokens:` gives a job: GitLab's claims, numbers as text; `claims` replaces some, None drops one."""
+        git, info, now = job.response["git_info"], job.response["job_info"], int(time.time())
+        path = job.response["git_info"]["repo_url"].partition("@")[2].partition("/")[2].removesuffix(".git")
+        complete = {
+            "iss": self.url,
+            "sub": f"project_path:{path}:ref_type:{git['ref_type']}:ref:{git['ref']}",
+            "aud": audience,
+            "iat": now,
+            "nbf": now - 5,
+            "exp": now + 3600,
+            "project_id": str(info["project_id"]),
+            "project_path": path,
+            "user_login": "ada",
+            "job_id": str(job.id),
+            "ref": git["ref"],
+            "ref_type": git["ref_type"],
+            "ref_protected": "true",
+        } | claims
+        signer = key or self.key
+        header = {"alg": "RS256", "typ": "JWT", "kid": signer.kid}
+        return jwt.encode(header, {name: value for name, value in complete.items() if value is not None}, signer)
 
     def request(self, wanted: int | None) -> Job | None:
         """The oldest pending job, or that one."""
@@ -240,6 +274,13 @@ class _Handler(BaseHTTPRequestHandler):
             if job is not None:
                 found = job.artifact()
                 self._answer(200, found.data) if found else self._answer(404)
+            return
+        if self.path == "/.well-known/openid-configuration":
+            url = self.coordinator.url
+            self._json(200, {"issuer": url, "jwks_uri": f"{url}/oauth/discovery/keys"})
+            return
+        if self.path == "/oauth/discovery/keys":
+            self._json(200, {"keys": [self.coordinator.key.as_dict(private=False)]})
             return
         self._repository()
 

@@ -26,6 +26,7 @@ class Recipe:
     dependencies: list[dict[str, Any]] = field(default_factory=list)
     services: list[str] = field(default_factory=list)
     hooks: list[dict[str, Any]] = field(default_factory=list)
+    id_tokens: dict[str, str] = field(default_factory=dict)
     timeout: int = 3600
     project: str = PROJECT
     project_id: int = 7

@@ -26,13 +26,18 @@ def run_all(bench: Bench, request: Any) -> Iterator[Ran]:
         yield {(case.name, form): pool.submit(case.run, bench, form) for case, form in cases}
 
 
-def check(bench: Bench, ran: Ran, case: Case, form: str, scheduler: str, note: Note) -> None:
+def check(bench: Bench, ran: Ran, case: Case, form: str, note: Note) -> None:
     """What came of a case, and its line of the table."""
     runner = ran[case.name, form].result(timeout=1200)
-    note("contract", f"{case.name:45} {form:6} {scheduler:6} {runner.outcome:24} {' '.join(runner.order)}")
+    note("contract", row(case.name, runner, bench.scheduler))
     print(runner.log)
     print("\n".join(map(str, runner.stages)))
     case.check(bench, runner)
+
+
+def row(name: str, runner: Runner, scheduler: str = "local") -> str:
+    """A line of the table: case, form of the scripts, scheduler, outcome, and all calls."""
+    return f"{name:45} {runner.spec.form:6} {scheduler:6} {runner.outcome:24} {' '.join(runner.order)}"
 
 
 def ids(cases: list[tuple[Case, str]]) -> list[str]:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState
 
+from hpcbridge import __version__
 from hpcbridge.credentials.base import Credential
 from hpcbridge.credentials.secret import Secret
 from hpcbridge.errors import AmbiguousOutcome, HpcBridgeError, NotSent, RateLimited, Unavailable
@@ -39,6 +40,8 @@ _GATEWAY_DOWN = frozenset({502, 503, 504})
 
 trace_id: ContextVar[str | None] = ContextVar("hpcbridge_trace_id", default=None)
 """W3C trace id (32 hex digits) for the requests of this context; None makes one per request."""
+at_site: ContextVar[float] = ContextVar("hpcbridge_at_site", default=0.0)
+"""Seconds for which the last request of this context was with the site: without the wait for its turn here."""
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class HttpSession:
         self.site = site
         self.credential = credential
         self.policy = policy or HttpPolicy()
-        self.user_agent = f"hpcbridge/{version('hpcbridge')} ({adapter or site.adapter})"
+        self.user_agent = f"hpcbridge/{__version__} ({adapter or site.adapter})"
         self.limiter = AdaptiveLimiter(site.max_in_flight, self.policy.limiter)
         self.breaker = CircuitBreaker(site.name, self.policy.breaker)
         self.counters = Counters()
@@ -237,7 +240,9 @@ class HttpSession:
             async with self.limiter.slot() as slot:
                 with self.breaker.admit() as admission:
                     bearer = await self._bearer()
+                    began = time.monotonic()
                     outcome: httpx.Response | HpcBridgeError = await self._exchange(call, bearer)
+                    at_site.set(time.monotonic() - began)
                     if isinstance(outcome, httpx.Response):
                         outcome = self._judge(call, outcome)
                     status = outcome.status_code if isinstance(outcome, httpx.Response) else outcome.status

@@ -129,7 +129,9 @@ async def _doctor(loaded: Settings, options: argparse.Namespace, cancelled: asyn
 async def _explain(loaded: Settings, options: argparse.Namespace, cancelled: asyncio.Event) -> int:  # noqa: ARG001
     from hpcbridge_gitlab.explaining import explain
 
-    return explain(loaded, options.job, options.job_response or os.environ.get("JOB_RESPONSE_FILE"), options.variable)
+    return await explain(
+        loaded, options.job, options.job_response or os.environ.get("JOB_RESPONSE_FILE"), options.variable
+    )
 
 
 async def _gc(loaded: Settings, options: argparse.Namespace, cancelled: asyncio.Event) -> int:  # noqa: ARG001

@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 FOLDER = "hpcbridge-ci"
 
 
+async def identified(settings: Settings, job: CiJob) -> CiJob:
+    """The job with the facts of its ID token, where the administrator asks for one. Raises Stop."""
+    if settings.id_token is None:
+        return job
+    from hpcbridge_gitlab.identity import verified
+
+    return await verified(settings.id_token, job)
+
+
 async def config(settings: Settings, job: CiJob) -> int:
     """Print the runner's JSON."""
     records = Records(settings.state)
+    job = await identified(settings, job)
     _, rule = settings.rule_for(job)
     attempt = records.begin(job)
+    attempt.facts = job.facts
     where = await _place(settings, rule)
     attempt.site, attempt.system, attempt.user = where["site"], where["system"], where["user"]
     # Never used before: nothing of another job is in it, and as text it stands for nothing else (see hosting).

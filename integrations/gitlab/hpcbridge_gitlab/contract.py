@@ -1,7 +1,8 @@
 """What the runner hands over: the environment of each call, and the file with the whole CI job.
 
 Variables (`CUSTOM_ENV_*`) are the job's wishes: a .gitlab-ci.yml can set any of them, CI_PROJECT_PATH included. What
-decides about access comes from fields of JOB_RESPONSE_FILE that GitLab itself fills in.
+decides about access comes from fields of JOB_RESPONSE_FILE that GitLab itself fills in, or from a signed token (see
+identity).
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def is_main(stage: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CiJob:
-    """One CI job. `timeout` in seconds; `host` is GitLab's; `variables` are wishes, the other fields are facts."""
+    """One CI job. `timeout` in seconds; `host` is GitLab's; `variables` are wishes, the other fields are facts.
+
+    `protected` (whether GitLab protects the ref) and `user` (who started the job) are known from an ID token only.
+    """
 
     id: int
     name: str
@@ -59,6 +63,13 @@ class CiJob:
     image: str
     hooks: tuple[str, ...]
     variables: Mapping[str, str] = field(repr=False)
+    protected: bool = False
+    user: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What rules ask for, to be kept with the attempt: a token lives no longer than its job's time-out."""
+        return {name: getattr(self, name) for name in ("project_path", "ref", "ref_type", "protected", "user")}
 
     @property
     def label(self) -> str:

@@ -48,6 +48,14 @@ async def doctor(settings: Settings) -> int:
     checks.run("host stages", lambda: "isolated by bubblewrap" if hosting.isolated(settings) else "NOT isolated")
     for program in ("bash", "git", "tar", "gzip"):
         checks.run(program, lambda program=program: _found(program))  # type: ignore[misc]
+    if settings.id_token is not None:
+        from hpcbridge_gitlab.identity import keys
+
+        try:
+            count = len((await keys(settings.id_token)).keys)
+            checks.note("id_token", f"{settings.id_token.issuer} serves {count} keys, for {settings.id_token.audience}")
+        except Stop as stop:
+            checks.fail("id_token", str(stop))
     if not settings.rules:
         checks.fail("rules", "there is no [[rule]]: every project is refused")
     for number, rule in enumerate(settings.rules, 1):

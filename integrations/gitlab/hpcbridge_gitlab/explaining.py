@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpcbridge_gitlab import wishes
+from hpcbridge_gitlab.configuring import identified
 from hpcbridge_gitlab.contract import PREFIX, read_job
 from hpcbridge_gitlab.records import Records
 from hpcbridge_gitlab.verdicts import Cause, Stop
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
     from hpcbridge_gitlab.settings import Settings
 
 
-def explain(settings: Settings, job_id: str | None, response: str | None, variables: Sequence[str]) -> int:
+async def explain(settings: Settings, job_id: str | None, response: str | None, variables: Sequence[str]) -> int:
     """Print it. With a job response what would happen, else what has happened to job `job_id`. Raises Stop."""
     if job_id is None and response is not None:
-        return _judge(settings, response, variables)
+        return await _judge(settings, response, variables)
     attempts = [item for item in Records(settings.state).all() if job_id is None or str(item.ci_job) == job_id]
     if not attempts:
         raise Stop(
@@ -37,10 +38,14 @@ def explain(settings: Settings, job_id: str | None, response: str | None, variab
     return 0
 
 
-def _judge(settings: Settings, response: str, variables: Sequence[str]) -> int:
+async def _judge(settings: Settings, response: str, variables: Sequence[str]) -> int:
     environment = {PREFIX + name: value for name, _, value in (item.partition("=") for item in variables)}
-    job = read_job(response, environment)
+    job = await identified(settings, read_job(response, environment))
     _show("project", f"{job.project_path} (id {job.project_id}), {job.ref_type or 'ref'} {job.ref}")
+    if settings.id_token is not None:
+        _show(
+            "signed", f"{'a protected' if job.protected else 'an unprotected'} ref, started by {job.user or 'nobody'}"
+        )
     number, rule = settings.rule_for(job)
     _show("rule", f"{number} of {settings.path}")
     _show("site", rule.site or "the environment's, or the default one")

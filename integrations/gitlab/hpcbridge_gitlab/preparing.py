@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections.abc import Awaitable
@@ -37,7 +38,8 @@ async def prepare(settings: Settings, job: CiJob) -> int:
     if (verdict := records.verdict(job)) is not None:
         raise Stop(verdict.cause, f"as before: {verdict.message}", code=verdict.code, hint=verdict.hint)
     _refuse(settings, job)
-    number, rule = settings.rule_for(job)
+    # Signed or said when the attempt began; the rules are those of now.
+    number, rule = settings.rule_for(dataclasses.replace(job, **attempt.facts))
     wanted = wishes.of(job, rule)
     async with opened(settings, attempt.site, attempt.system) as system:
         preparing = _Preparing(settings, job, records, attempt, system)

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class Attempt:
     Attributes:
         ci_job, number: the CI job's id; 1 for the first attempt.
         project, label: GitLab's path of the project; the record's directory.
+        facts: what rules ask for, as GitLab has said or signed it when the attempt began.
         site, system: where.
         user: our name there.
         home: directory of the attempt on the system: `home/box` is the agent's, `home/builds` the job's builds_dir.
@@ -60,6 +61,7 @@ class Attempt:
     number: int
     project: str
     label: str
+    facts: dict[str, Any] = field(default_factory=dict)
     site: str = ""
     system: str = ""
     user: str = ""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcbridge.errors import HpcBridgeError
-from hpcbridge_gitlab import hosting, sources
 from hpcbridge_gitlab.box import Box
 from hpcbridge_gitlab.contract import BEFORE_SOURCES, HOST_STAGES, is_main
 from hpcbridge_gitlab.output import pass_on, say
@@ -37,6 +36,8 @@ async def run(settings: Settings, job: CiJob, script: str, stage: str, cancelled
     """Run the stage `stage`, whose script is the file `script`. Raises Stop."""
     attempt = current(Records(settings.state), job)
     if stage in HOST_STAGES:
+        from hpcbridge_gitlab import hosting
+
         await hosting.run(settings, job, attempt, Path(script), stage, cancelled)
         if stage == "cleanup_file_variables":
             say(_report(attempt))
@@ -52,6 +53,8 @@ async def run(settings: Settings, job: CiJob, script: str, stage: str, cancelled
 
 async def _in_allocation(box: Box, attempt: Attempt, script: bytes, stage: str, cancelled: asyncio.Event) -> None:
     if stage != BEFORE_SOURCES and not attempt.pushed:
+        from hpcbridge_gitlab import sources
+
         await _unless(cancelled, sources.push(box, attempt))
     kind = ("wide" if attempt.wide else "main") if is_main(stage) else "after"
     seq = await _unless(cancelled, box.post(kind, stage, script))

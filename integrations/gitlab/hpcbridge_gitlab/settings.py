@@ -16,6 +16,7 @@ The first rule that fits a project decides; a project without one is refused.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -77,12 +78,29 @@ class Driver:
 
 
 @dataclass(frozen=True, slots=True)
+class IdToken:
+    """`[id_token]`: every job must bring a token that its GitLab has signed for it (`id_tokens:`).
+
+    Attributes:
+        issuer: GitLab's own URL, as its tokens have it in `iss`.
+        audience: for whom they are; what jobs write as `aud`.
+        variable: in which a job brings its token.
+    """
+
+    issuer: str = ""
+    audience: str = ""
+    variable: str = "HPCBRIDGE_ID_TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One `[[rule]]`: whom it is for, where it leads, what is allowed there.
 
     Attributes:
         projects: patterns of project paths (`group/*` matches sub-groups, too); project_ids: GitLab's numbers.
         refs: patterns of branches and tags; empty: any. Only for what GitLab says, never for a variable.
+        protected: only for branches and tags that GitLab protects; users: only for jobs that these have started (their
+            logins). Both need `[id_token]`.
         site: a site of hpcbridge's configuration file; empty: the environment, or the file's default.
         system: the cluster.
         root: directory on it for the jobs' files; default: `hpcbridge-ci` in the user's own directory. `{user}` is the
@@ -98,6 +116,8 @@ class Rule:
     projects: tuple[str, ...] = ()
     project_ids: tuple[int, ...] = ()
     refs: tuple[str, ...] = ()
+    protected: bool = False
+    users: tuple[str, ...] = ()
     site: str = ""
     system: str = ""
     root: str = ""
@@ -120,7 +140,8 @@ class Rule:
     def fits(self, job: CiJob) -> bool:
         """Whether it is for this job."""
         project = job.project_id in self.project_ids or any(fnmatchcase(job.project_path, p) for p in self.projects)
-        return project and (not self.refs or any(fnmatchcase(job.ref, p) for p in self.refs))
+        ref = not self.refs or any(fnmatchcase(job.ref, p) for p in self.refs)
+        return project and ref and job.protected >= self.protected and (not self.users or job.user in self.users)
 
 
 @dataclass(frozen=True)
@@ -130,6 +151,7 @@ class Settings:
     path: Path
     driver: Driver
     rules: tuple[Rule, ...]
+    id_token: IdToken | None = None
 
     @cached_property
     def state(self) -> Path:
@@ -150,7 +172,10 @@ class Settings:
         for number, rule in enumerate(self.rules, 1):
             if rule.fits(job):
                 return number, rule
-        raise Stop(Cause.POLICY, f"no rule of this runner is for project {job.project_path} (id {job.project_id})")
+        ref = f"{'protected ' if job.protected else ''}{job.ref_type or 'ref'} {job.ref}"
+        raise Stop(
+            Cause.POLICY, f"no rule of this runner is for project {job.project_path} (id {job.project_id}), {ref}"
+        )
 
 
 def load(path: str | None = None) -> Settings:
@@ -163,14 +188,29 @@ def load(path: str | None = None) -> Settings:
         data = tomllib.loads(where.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Stop(Cause.CONFIGURATION, f"cannot read {where}: {error}") from None
-    _known(where, "the file", data, {"driver", "rule"})
+    _known(where, "the file", data, {"driver", "id_token", "rule"})
     driver = _made(where, "[driver]", Driver, data.get("driver") or {})
     rules = tuple(_made(where, f"[[rule]] {n}", Rule, rule) for n, rule in enumerate(data.get("rule") or [], 1))
+    id_token = _made(where, "[id_token]", IdToken, data["id_token"]) if "id_token" in data else None
+    _check_id_token(where, id_token, rules)
     if driver.isolate not in ("auto", "bwrap", "none"):
         raise Stop(Cause.CONFIGURATION, f'{where}: isolate must be "auto", "bwrap" or "none"')
     if driver.sites:
         os.environ["HPCBRIDGE_CONFIG"] = str(where.parent / Path(driver.sites).expanduser())
-    return Settings(where, driver, rules)
+    return Settings(where, driver, rules, id_token)
+
+
+def _check_id_token(path: Path, wanted: IdToken | None, rules: tuple[Rule, ...]) -> None:
+    if wanted is None:
+        for number, rule in enumerate(rules, 1):
+            if rule.protected or rule.users:
+                raise Stop(Cause.CONFIGURATION, f"{path}: protected and users in [[rule]] {number} need [id_token]")
+        return
+    for name in ("issuer", "audience", "variable"):
+        if not getattr(wanted, name):
+            raise Stop(Cause.CONFIGURATION, f"{path}: {name} in [id_token] must not be empty")
+    if not re.match(r"https://|http://(127\.0\.0\.1|localhost)[:/]", wanted.issuer):
+        raise Stop(Cause.CONFIGURATION, f"{path}: issuer in [id_token] must be an https URL")
 
 
 def _known(path: Path, where: str, table: dict[str, Any], known: set[str]) -> None:

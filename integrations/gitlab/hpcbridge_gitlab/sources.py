@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hpcbridge_gitlab import patterns
+from hpcbridge_gitlab import credentials, patterns
 from hpcbridge_gitlab.box import Box
 from hpcbridge_gitlab.output import say
 from hpcbridge_gitlab.site import opened
@@ -56,6 +56,7 @@ async def push(box: Box, attempt: Attempt) -> None:
     total = 0
     if attempt.slot and any((Path(attempt.slot) / "builds").iterdir()):
         builds = Path(attempt.slot) / "builds"
+        await asyncio.to_thread(credentials.strip, builds)
 
         async def counted() -> AsyncIterator[bytes]:
             nonlocal total
