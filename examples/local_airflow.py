@@ -235,18 +235,18 @@ class LocalAirflow:
     def call(self, method: str, path: str, json: Any = None, **params: Any) -> Any:
         """One call of `/api/v2`; returns the decoded body, raises httpx.HTTPStatusError."""
         if self._client is None:
-            token = httpx.get(f"http://127.0.0.1:{self.port}/auth/token", timeout=30).json()["access_token"]
+            token = httpx.get(f"http://127.0.0.1:{self.port}/auth/token", timeout=120).json()["access_token"]
             self._client = httpx.Client(
                 base_url=f"http://127.0.0.1:{self.port}/api/v2",
                 headers={"Authorization": f"Bearer {token}"},
-                timeout=30,
+                timeout=120,
             )
         answer = self._client.request(method, path, json=json, params=params)
         if answer.is_error:
             raise httpx.HTTPStatusError(f"{method} {path}: {answer.text}", request=answer.request, response=answer)
         return answer.json() if answer.content else None
 
-    def wait_for_dag(self, dag_id: str, timeout: float = 60.0) -> None:
+    def wait_for_dag(self, dag_id: str, timeout: float = 180.0) -> None:
         """Wait until the dag-processor has stored a DAG; raises RuntimeError with its import errors."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -300,11 +300,11 @@ class LocalAirflow:
             if token is None or not content:
                 return lines
 
-    def wait_run(self, dag_id: str, run_id: str, timeout: float = 240.0) -> str:
+    def wait_run(self, dag_id: str, run_id: str, timeout: float = 600.0) -> str:
         """Wait for the end of a run; returns its state, raises TimeoutError."""
         return self._wait(lambda: self.run_state(dag_id, run_id), _FINISHED, timeout)
 
-    def wait_task(self, dag_id: str, run_id: str, task: str, states: Iterable[str], timeout: float = 120.0) -> str:
+    def wait_task(self, dag_id: str, run_id: str, task: str, states: Iterable[str], timeout: float = 300.0) -> str:
         """Wait until a task instance is in one of `states`; returns which, raises TimeoutError."""
         return self._wait(lambda: self.task_state(dag_id, run_id, task), set(states), timeout)
 

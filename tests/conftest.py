@@ -17,6 +17,21 @@ USERS = ("--user", "alice", "--user", "bob", "--user", "mallory")
 
 
 LOG_TAIL = 8000
+# Files of minutes, begun first: a worker that begins one last keeps the others waiting.
+LONGEST = [
+    "test_run_docs.py",
+    "test_cli_docs.py",
+    "test_run_faults.py",
+    "test_submit_once.py",
+    "test_run_handles.py",
+    "test_run_slurm.py",
+    "test_cli_jobs.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order within a file stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,11 +1,11 @@
 """Import now what is otherwise imported when first used.
 
-For hosts whose event loop serves others too: an import of Authlib or pyfirecrest holds it for a good part of a second.
+For hosts whose event loop serves others too: an import of Authlib, pyfirecrest or what carries httpx holds it for a
+good part of a second.
 """
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 
 _MODULES = (
@@ -16,17 +16,16 @@ _MODULES = (
     "hpcbridge.jobs.submit",
     "hpcbridge.jobs.watch",
     "hpcbridge.system",
-    "authlib.integrations.httpx_client",
     "certifi",
     "firecrest.v2",
+    "platformdirs",
 )
 
 
 def preload() -> None:
     """Import them all; takes a second or so, once."""
-    with warnings.catch_warnings():
-        import authlib.deprecate  # noqa: F401 (puts its own filter first)
+    from hpcbridge.credentials import issuer
 
-        warnings.simplefilter("ignore")
-        for name in _MODULES:
-            import_module(name)
+    issuer.preload()
+    for name in _MODULES:
+        import_module(name)

@@ -51,7 +51,10 @@ def connect(
 
 
 class Hpc:
-    """One deployment as one identity. Use as `async with`; works in any event loop, and after a fork."""
+    """One deployment as one identity. Use as `async with`; works in any event loop, and after a fork.
+
+    Where no block of code can hold it, for as long as a loop lives for one, there are `open` and `aclose`.
+    """
 
     def __init__(self, site: Site, credential: Credential) -> None:
         """Prefer `connect()`."""
@@ -63,16 +66,29 @@ class Hpc:
         return f"Hpc({self.site.name})"
 
     async def __aenter__(self) -> Self:
-        lease = self._lease()
-        self._held.append((lease.__enter__(), lease))
-        return self
+        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def open(self) -> Self:
+        """Keep connections, token and watchers of the running loop until the matching `aclose`.
+
+        Nothing is sent. Whoever never comes to `aclose` loses nothing: all of it goes with its loop.
+        """
+        lease = self._lease()
+        self._held.append((lease.__enter__(), lease))
+        return self
+
+    async def aclose(self) -> None:
+        """Let go of what one `open` in the running loop keeps; without one, there is nothing to do."""
         # Other loops may be inside the same object: let go of what this one holds.
         loop = asyncio.get_running_loop()
-        index = max(i for i, (entry, _) in enumerate(self._held) if entry.loop is loop)
+        index = max((i for i, (entry, _) in enumerate(self._held) if entry.loop is loop), default=None)
+        if index is None:
+            return
         entry, lease = self._held.pop(index)
         lease.__exit__(None, None, None)
         await entry.rest()

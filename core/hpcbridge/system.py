@@ -370,9 +370,14 @@ class System:
         async with self._use() as (entry, name):
             return await entry.client.download(name, path)
 
-    async def user(self) -> str:
-        """The user's name on the system; asked for once, as it costs the login node three commands."""
+    async def user(self, known: str | None = None) -> str:
+        """The user's name on the system; asked for once, as it costs the login node three commands.
+
+        `known` is what an earlier process was told for the same identity: then nothing is asked.
+        """
         async with self._use() as (entry, name):
+            if known:
+                entry.users.setdefault(name, known)
             return await self._user(entry, name)
 
     async def _user(self, entry: _registry.Entry, name: str, patience: float | None = None) -> str:

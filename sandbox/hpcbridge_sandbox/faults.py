@@ -3,8 +3,9 @@
 A rule is ``{"method": "POST" | "*", "path": glob, "kind": …, …}``. Kinds: ``latency`` (wait ``seconds``, then work),
 ``status`` (answer ``status`` without working), ``hang`` (never answer, without working; ``seconds`` bounds it),
 ``drop_before`` (close the connection without working), ``status_after`` and ``drop_after`` (work, then answer
-``status`` or close the connection). ``probability`` and ``count`` limit how often a rule applies. ``status`` is a final
-one, 200 to 599, and ``headers`` are any but those that say where the answer ends.
+``status`` or close the connection). ``probability``, ``every`` (each third request that matches, for 3) and ``count``
+limit how often a rule applies. ``status`` is a final one, 200 to 599, and ``headers`` are any but those that say where
+the answer ends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints
 
 FRAMING = frozenset({"content-length", "transfer-encoding"})
 Kind = Literal["latency", "status", "hang", "status_after", "drop_after", "drop_before"]
@@ -46,11 +47,16 @@ class Rule(BaseModel):
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     seconds: float | None = None
     probability: float = Field(default=1.0, ge=0, le=1)
+    every: int = Field(default=1, ge=1)
     count: int | None = None
+    _seen: int = PrivateAttr(default=0)
 
     def applies(self, method: str, path: str) -> bool:
         """Tell whether this request is hit, by chance where the rule says so; counts down ``count``."""
         if self.count == 0 or self.method not in {"*", method} or not fnmatchcase(path, self.path):
+            return False
+        self._seen += 1
+        if self._seen % self.every:
             return False
         if self.probability < 1 and random.random() >= self.probability:  # noqa: S311 (a fault, not a secret)
             return False

@@ -25,12 +25,18 @@ from support.aiida_slurm import write_commands
 from support.sandbox import SandboxProcess, start_sandbox
 from support.scale import PROVE
 
-# Figures, and waits for accounting that is 20 s late: `make prove-aiida`.
-collect_ignore = [] if PROVE else ["test_faults_aiida.py", "test_figures_aiida.py"]
 HOME = Path(tempfile.mkdtemp(prefix="hpcbridge-aiida-"))
 PROFILE = AiidaProfile(HOME)
 # Read when aiida is first imported, which no module above does: the user's own profiles stay out of this.
 os.environ.update(PROFILE.env)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what is marked `prove` to `make prove-aiida`."""
+    left = [item for item in items if not PROVE and item.get_closest_marker("prove")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,8 +51,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture
 def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Print a figure at the end of the run, whoever ran the test."""
-    return lambda text: record_property("figure", text)
+    """Print a figure, now and at the end of the run, whoever ran the test."""
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        record_property("figure", text)
+
+    return say
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -16,7 +16,13 @@ def batches(request: pytest.FixtureRequest, daemon: AiidaProfile) -> dict[str, B
     return {name: Batch.start(request.getfixturevalue(name)) for name in ("native", "ours", "slurm") if name in wanted}
 
 
-@pytest.fixture(params=["native", "ours", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(
+    params=[
+        pytest.param("native", marks=pytest.mark.prove),
+        "ours",
+        pytest.param("slurm", marks=[pytest.mark.slurm, pytest.mark.prove]),
+    ]
+)
 def batch(request: pytest.FixtureRequest, batches: dict[str, Batch]) -> Batch:
     """One computer's batch."""
     return batches[request.param]

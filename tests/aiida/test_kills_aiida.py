@@ -7,11 +7,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from support.aiida_computers import SCHEDULER, TRANSPORT, auth_params, installed_code, make_computer
+from support.aiida_computers import (
+    SCHEDULER,
+    TRANSPORT,
+    auth_params,
+    credential_file,
+    installed_code,
+    make_computer,
+)
 from support.aiida_profile import AiidaProfile, wait_until
 from support.aiida_runs import ended_well, planned, report, scheduler_ids
 from support.proxy import Proxy, start_proxy
@@ -60,15 +68,26 @@ class Trap:
         self.portal.call(release)
 
 
+@pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=[pytest.mark.slurm, pytest.mark.prove])])
+def cluster(request: pytest.FixtureRequest) -> SandboxProcess:
+    """Where the jobs run."""
+    name = "local_queue" if request.param == "local" else "real_slurm"
+    process: SandboxProcess = request.getfixturevalue(name)
+    return process
+
+
 @pytest.fixture(scope="module")
-def traps(daemon: AiidaProfile, local_queue: SandboxProcess, credential: Path) -> Iterator[dict[str, Trap]]:
+def traps(
+    daemon: AiidaProfile, cluster: SandboxProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Trap]]:
     """One calculation caught at every moment, and then the worker killed: all of them at once."""
+    secret = credential_file(cluster, tmp_path_factory.mktemp("secret") / "alice.toml")
     with start_blocking_portal() as portal, ExitStack() as stack:
         caught = {}
         for number, (name, moment) in enumerate(MOMENTS.items()):
             options = {"rates": {moment.mode: 1.0}, "method": moment.method, "path": moment.path}
-            proxy = stack.enter_context(portal.wrap_async_context_manager(start_proxy(local_queue.url, **options)))
-            caught[name] = Trap(portal, proxy, planned(_code(local_queue, proxy, credential, number), SCRIPT, PLAN))
+            proxy = stack.enter_context(portal.wrap_async_context_manager(start_proxy(cluster.url, **options)))
+            caught[name] = Trap(portal, proxy, planned(_code(cluster, proxy, secret, number), SCRIPT, PLAN))
         wait_until(lambda: all(trap.sprung for trap in caught.values()), 120, f"traps: {_open(caught)}")
         daemon.kill_workers()
         for trap in caught.values():
@@ -83,17 +102,18 @@ def _open(traps: dict[str, Trap]) -> str:
 def _code(process: SandboxProcess, proxy: Proxy, secret: Path, number: int) -> Any:
     params = {**auth_params(process, secret), "url": proxy.url}
     workdir = f"/scratch/{{username}}/victim-{number}"
-    computer = make_computer(f"victim-{number}", TRANSPORT, SCHEDULER, workdir, host=process.system, **params)
-    return installed_code(computer, f"bash-victim-{number}")
+    label = f"victim-{number}-{uuid4().hex[:6]}"
+    computer = make_computer(label, TRANSPORT, SCHEDULER, workdir, host=process.system, **params)
+    return installed_code(computer, f"bash-{label}")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed(daemon: AiidaProfile, local_queue: SandboxProcess, traps: dict[str, Trap], moment: str) -> None:
+def test_killed(daemon: AiidaProfile, cluster: SandboxProcess, traps: dict[str, Trap], moment: str) -> None:
     """The process ends FINISHED[0] with all its files; one job was submitted, and it ran once."""
     trap = traps[moment]
     assert trap.sprung
     node = ended_well(trap.node, daemon, seconds=200)
     assert node.outputs.seen["retrieved"] == {"stdout.txt": "", "end.txt": "end\n", "runs.txt": "run\n"}, report(node)
-    ids = scheduler_ids(local_queue, node.get_remote_workdir())
+    ids = scheduler_ids(cluster, node.get_remote_workdir())
     assert list(ids) == [node.get_job_id()]
-    assert local_queue.host_path(f"{node.get_remote_workdir()}/runs.txt").read_text() == "run\n"
+    assert cluster.host_path(f"{node.get_remote_workdir()}/runs.txt").read_text() == "run\n"

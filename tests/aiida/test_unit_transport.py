@@ -74,11 +74,57 @@ async def test_calculations_side_by_side_are_one_archive(
         await transport.makedirs_async(work)
         sandbox.delete("/requests")
         await asyncio.gather(*(_upload(transport, f"{work}/{n:02}/ab/cd", source) for n in range(12)))
-        assert _counts(sandbox) == {"stat": 12}
-    assert _counts(sandbox) == {"stat": 12, "upload": 1, "extract": 1, "rm": 1}
+        assert _counts(sandbox) == {}, "nothing can be in a directory that was just made"
+    assert _counts(sandbox) == {"upload": 1, "extract": 1, "rm": 1}
     there = sandbox.host_path(work)
     assert [path.read_text() for path in sorted(there.glob("*/ab/cd/in"))] == ["input\n"] * 12
     assert [path for path in there.iterdir() if path.name.startswith(".")] == []
+
+
+async def test_those_who_find_it_missing_make_it_once(make: Make, sandbox: SandboxProcess, work: str) -> None:
+    async with make() as transport:
+        sandbox.delete("/requests")
+        assert await asyncio.gather(*(transport.path_exists_async(work) for _ in range(12))) == [False] * 12
+        await asyncio.gather(*(transport.makedirs_async(work) for _ in range(12)))
+        assert _counts(sandbox) == {"stat": 1, "mkdir": 1}
+        with pytest.raises(FileExistsError):
+            await transport.makedirs_async(work)
+
+
+async def test_an_upload_that_is_tried_again_finds_what_it_has_left(
+    make: Make, sandbox: SandboxProcess, work: str, tmp_path: Path
+) -> None:
+    """Also in a work directory that is new."""
+    for attempt in range(2):
+        async with make() as transport:
+            if not await transport.path_exists_async(work):
+                await transport.makedirs_async(work)
+            if attempt == 0:
+                await _upload(transport, f"{work}/00/ab/cd", _input(tmp_path))
+            else:
+                with pytest.raises(FileExistsError):
+                    await transport.mkdir_async(f"{work}/00/ab/cd")
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["it is there", "it was removed"])
+def test_the_next_worker_knows_the_user_and_the_work_directory(
+    make: Make, sandbox: SandboxProcess, work: str, tmp_path: Path, removed: bool
+) -> None:
+    async def calculation(number: int) -> None:
+        async with make() as transport:
+            assert await transport.whoami_async() == "alice"
+            if not await transport.path_exists_async(work):
+                await transport.makedirs_async(work)
+            await _upload(transport, f"{work}/{number}/ab", _input(tmp_path))
+
+    asyncio.run(calculation(1))
+    if removed:
+        shutil.rmtree(sandbox.host_path(work))
+    sandbox.delete("/requests")
+    asyncio.run(calculation(2))
+    assert (sandbox.host_path(work) / "2/ab/in").exists()
+    asked = {"systems": 1, "stat": 1, "upload": 1, "extract": 1, "rm": 1}
+    assert _counts(sandbox) == (asked | {"mkdir": 1, "upload": 2} if removed else asked)
 
 
 async def test_a_work_directory_that_somebody_removes_is_made_again(

@@ -81,6 +81,20 @@ async def test_a_thousand_callers_cost_one_request() -> None:
         assert script.forms[0]["client_secret"] == "the client's secret"
 
 
+async def test_the_loop_does_not_stand_still_while_the_client_is_made() -> None:
+    """Certificates are read for it."""
+    threads = []
+
+    def options(_url: str) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return {}
+
+    async with issuing(Script(), options=options) as (issuer, _):
+        await ClientCredentials(issuer).access_token()
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
 async def test_callers_in_other_threads_and_loops_share_it_too() -> None:
     script = Script(delay=0.05)
     async with issuing(script) as (issuer, _):
@@ -192,9 +206,9 @@ async def test_a_due_token_is_renewed_in_the_background() -> None:
         credential = ClientCredentials(issuer)
         credential._token = due_token()
         assert await credential.access_token() == "access-0"
-        while not script.forms:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while await credential.access_token() == "access-0":
+                await asyncio.sleep(0.005)
         assert await credential.access_token() == "access-1"
 
 
@@ -210,6 +224,9 @@ async def test_an_issuer_that_is_down_is_not_noticed_while_a_token_lasts() -> No
     async with issuing(script) as (issuer, _):
         credential = ClientCredentials(issuer)
         credential._token = due_token()
+        while not script.forms:
+            assert await credential.access_token() == "access-0"
+            await asyncio.sleep(0.005)
         for _ in range(20):
             assert await credential.access_token() == "access-0"
             await asyncio.sleep(0.005)
@@ -281,9 +298,9 @@ async def test_rotation_survives_a_cancelled_caller() -> None:
         caller = asyncio.create_task(credential.access_token())
         await asyncio.sleep(0.03)
         caller.cancel()
-        await asyncio.sleep(0.2)
-        login = store.load()
-        assert login is not None
+        async with asyncio.timeout(10):
+            while (login := store.load()) is None or login.refresh_token == Secret("refresh-0"):
+                await asyncio.sleep(0.01)
         assert login.refresh_token == Secret("refresh-1")
 
 

@@ -78,10 +78,35 @@ async def test_an_idle_entry_goes_by_itself(sandbox: SandboxProcess, monkeypatch
     assert hpc.client is not client
 
 
+async def test_a_name_that_is_known_from_before_is_not_asked_for(sandbox: SandboxProcess) -> None:
+    async with hpcbridge.connect(**options(sandbox)) as hpc:
+        assert await hpc.system().user(known="ally") == "ally"
+        assert await hpc.system().user() == "ally"
+        assert not [name for name in sandbox.get("/requests")["counts"] if "userinfo" in name]
+    async with hpcbridge.connect(**options(sandbox, "bob")) as hpc:
+        assert await hpc.system().user() == "bob"
+        assert await hpc.system().user(known="bobby") == "bob", "what the server says counts"
+
+
+async def test_open_holds_until_as_many_acloses(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_registry, "LINGER", 0.1)
+    hpc = await hpcbridge.connect(**options(sandbox)).open()
+    async with hpc:
+        client = hpc.client
+        await hpc.systems()
+    await asyncio.sleep(0.3)
+    assert hpc.client is client, "it is held"
+    await hpc.aclose()
+    await hpc.aclose()  # once too often: nothing to do
+    await asyncio.sleep(0.3)
+    assert hpc.client is not client
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "asyncio.run(held())",
+        "asyncio.run(opened())",
         "asyncio.run(loose())",
         "with asyncio.Runner() as runner: runner.run(held()); runner.run(loose())",
         "loop = asyncio.new_event_loop(); loop.run_until_complete(held()); loop.close()",
@@ -100,6 +125,9 @@ def test_nothing_is_left_unclosed(sandbox: SandboxProcess, tmp_path: Path, body:
         async def held():
             async with hpcbridge.connect() as hpc:
                 await asyncio.gather(*(hpc.system().info(fresh=True) for _ in range(8)))
+
+        async def opened():
+            await (await hpcbridge.connect().open()).systems()
 
         async def loose():
             await hpcbridge.connect().systems()

@@ -90,7 +90,12 @@ def test_preload_leaves_nothing_heavy_for_later() -> None:
         "import sys, hpcbridge._preload as p; p.preload(); before = set(sys.modules)\n"
         "from authlib.integrations.httpx_client import AsyncOAuth2Client\n"
         "from firecrest.v2 import AsyncFirecrest\n"
-        "import hpcbridge.jobs.submit, hpcbridge.http.session\n"
+        "import hpcbridge.jobs.submit, hpcbridge.http.session, asyncio, httpx\n"
+        "async def ask():\n"
+        "    async with httpx.AsyncClient(timeout=1) as client:\n"
+        "        try: await client.get('http://127.0.0.1:9/')\n"
+        "        except httpx.HTTPError: pass\n"
+        "asyncio.run(ask())\n"
         "print(*(set(sys.modules) - before))"
     )
     done = subprocess.run(

@@ -81,7 +81,7 @@ def test_a_wait_in_the_queue_is_told_with_its_reason_and_has_an_end(runs: Runs) 
     assert "waits in the queue" in done.stderr
     assert "JobHeldUser" in done.stderr
     assert "had not started after 4.0 s and was cancelled" in done.stderr
-    assert set(runs.jobs().values()) == {"CANCELLED"}
+    assert runs.states() == {"CANCELLED"}
 
 
 def test_quiet_is_the_output_alone(runs: Runs) -> None:

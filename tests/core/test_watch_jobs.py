@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -249,6 +250,42 @@ async def test_one_credential_watches_for_another_user(sandbox):
     async with system_of(sandbox, "bob") as system:
         watcher = JobWatcher(system.client, system.name, policy=QUICK, all_users=True)
         assert (await watcher.wait(job_id)).ok
+
+
+async def test_a_few_jobs_are_watched_among_more_than_can_be_listed():
+    """A listing of everybody's jobs would be past the server's limit; one narrowed to the watched names is not."""
+    with start_sandbox("--accounting-lag", "0", "--user", "alice", "--user", "bob") as crowded:
+        simulated(crowded, 17_000, user="bob", duration=600)
+        names = [f"watched-{number}" for number in range(3)]
+        async with system_of(crowded, "bob") as system:
+            watcher = JobWatcher(system.client, system.name, policy=QUICK, all_users=True)
+            waits = []
+            for name in names:
+                (job_id,) = simulated(crowded, 1, duration=2, name=name)
+                waits.append(watcher.wait(job_id, name=name))
+            infos = await asyncio.gather(*waits)
+            assert sorted(info.name for info in infos) == names
+            assert (watcher.counters.failed_listings, watcher.counters.reads) == (0, 0)
+
+
+async def test_a_listing_that_waits_for_its_turn_does_not_space_out_the_ticks(sandbox):
+    """Behind submits of ours it comes late; only the time that the site took counts."""
+    async with system_of(sandbox) as system:
+        watcher = JobWatcher(system.client, system.name, policy=WatchPolicy(first_tick=0.1, max_tick=0.5))
+        (job,) = simulated(sandbox, 1, duration=600)
+        await system.client.systems()
+        limiter = system.client.session.limiter
+        async with contextlib.AsyncExitStack() as busy:
+            for _ in range(limiter.limit):
+                await busy.enter_async_context(limiter.slot())
+            wait = asyncio.create_task(watcher.wait(job))
+            while not watcher.counters.listings:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(4)
+        async with asyncio.timeout(30):  # ten times as long as the first one took in all would be 40
+            while watcher.counters.listings < 2:
+                await asyncio.sleep(0.05)
+        wait.cancel()
 
 
 async def test_closing_the_watcher_lets_the_waiters_go(sandbox):

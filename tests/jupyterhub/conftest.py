@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,18 @@ from support.scale import PROVE
 # Figures, and what a quick run has no time for.
 collect_ignore = [] if PROVE else ["test_scale_jupyterhub.py", "test_smoke55_jupyterhub.py"]
 USERS = ("alice", "bob", "carol", "dave", HUB_USER)
+LONGEST_FIRST = ("test_suite", "test_life", "test_faults", "test_outages")
+"""Files that take minutes, in which order workers side by side should begin them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+
+    def turn(item: pytest.Item) -> int:
+        starts = [number for number, name in enumerate(LONGEST_FIRST) if item.path.name.startswith(name)]
+        return starts[0] if starts else len(LONGEST_FIRST)
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +42,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A failed test shows what its hub said."""
     report = yield
     for name, value in getattr(item, "funcargs", {}).items():
-        if report.failed and isinstance(value, Hub):
-            report.sections.append((f"log of {name}", value.tail()))
+        hub = getattr(value, "hub", value)
+        if report.failed and isinstance(hub, Hub):
+            report.sections.append((f"log of the hub of {name}", hub.tail()))
     return report
-
-
-@pytest.fixture(scope="module")
-def hub(cluster: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A hub of the example's configuration."""
-    folder: Path = tmp_path_factory.mktemp("hub")
-    with Hub(folder, cluster) as started:
-        yield started

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.reframe_runs import SUITE, configuration, run
+from support.reframe_runs import SUITE, check, configuration, run
 from support.reframe_sleepers import Sleepers
 from support.sandbox import SandboxProcess, start_sandbox
 from support.scale import PROVE
@@ -30,13 +30,21 @@ def queue(own_queue: SandboxProcess) -> Iterator[SandboxProcess]:
     own_queue.reset()
 
 
-def test_every_third_get_fails(queue: SandboxProcess, folder: Path) -> None:
-    queue.post("/faults", [{"method": "GET", "path": "*", "kind": "status", "status": 502, "probability": 0.34}])
-    outcome = run(folder, SUITE, queue.client_env(), *(() if PROVE else SOME))
-    expected = {"BuildFails", "TooSlow", "Wrong", "Fails", "Refused"} if PROVE else set()
-    failed = {name for name, (result, _) in outcome.results().items() if result == "fail"}
-    assert outcome.cases
-    assert failed == expected, outcome.output[-6000:]
+PLACES = ["queue-async", "queue-serial", pytest.param("login_node-async", marks=pytest.mark.slurm)]
+
+
+@pytest.mark.needs("gcc", "make")
+@pytest.mark.parametrize("place", PLACES if PROVE else PLACES[:1])
+def test_every_third_get_fails(request: pytest.FixtureRequest, folder: Path, place: str) -> None:
+    where, policy = place.split("-")
+    sandbox: SandboxProcess = request.getfixturevalue(where)
+    sandbox.delete("/requests")
+    sandbox.post("/faults", [{"method": "GET", "path": "*", "kind": "status", "status": 502, "every": 3}])
+    try:
+        check(run(folder, SUITE, sandbox.client_env(), *(() if PROVE else SOME), policy=policy, timeout=2000))
+        assert sum(n for name, n in sandbox.get("/requests")["counts"].items() if name.startswith("GET")) > 15
+    finally:
+        sandbox.reset()
 
 
 def test_an_outage_is_waited_out(queue: SandboxProcess, folder: Path) -> None:

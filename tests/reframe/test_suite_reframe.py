@@ -10,20 +10,9 @@ from pathlib import Path
 import pytest
 
 from support.reframe_native import run_native
-from support.reframe_runs import SUITE, Outcome, configuration, run
+from support.reframe_runs import SUITE, Outcome, check, configuration, run
 from support.sandbox import SandboxProcess
 from support.scale import PROVE
-
-FAILURES = {
-    "BuildFails": ("fail", "compile_wait"),
-    "TooSlow": ("fail", "performance"),
-    "Wrong": ("fail", "sanity"),
-    "Fails": ("fail", "sanity"),
-    "Refused": ("fail", "run"),
-    "AfterAFailure": ("fail_deps", None),
-    "Skipped": ("skip", None),
-}
-"""What does not pass, by intention."""
 
 QUICK = () if PROVE else ("-T", "slow")
 """Slurm enforces time limits late: a limit of seconds is over after one to two minutes."""
@@ -31,13 +20,6 @@ QUICK = () if PROVE else ("-T", "slow")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reframe"
 pytestmark = pytest.mark.needs("gcc", "make")
-
-
-def check(outcome: Outcome) -> None:
-    """What is meant to pass passes, and the rest fails where it is meant to."""
-    assert outcome.cases, outcome.output[-4000:]
-    for name, result in outcome.results().items():
-        assert result == FAILURES.get(name, ("pass", None)), f"{name}:\n{outcome.output[-6000:]}"
 
 
 def outputs(outcome: Outcome, prefix: str) -> dict[str, str]:

@@ -106,6 +106,14 @@ def test_probability(sandbox: SandboxProcess) -> None:
     assert 15 < statuses.count(503) < 65
 
 
+def test_every_third(sandbox: SandboxProcess) -> None:
+    sandbox.post("/faults", [{"method": "GET", "path": "/status/*", "kind": "status", "status": 502, "every": 3}])
+    with sandbox.client() as client:
+        codes = [client.get("/status/systems").status_code for _ in range(7)]
+    assert codes == [200, 200, 502, 200, 200, 502, 200]
+    assert sandbox.get("/faults")[0]["every"] == 3
+
+
 def test_an_unknown_rule_is_refused(sandbox: SandboxProcess) -> None:
     assert httpx.post(f"{sandbox.control}/faults", json=[{"kind": "explode"}]).status_code == 422
     assert httpx.get(sandbox.control.rsplit("/", 1)[0] + "/guess/faults").status_code == 404

@@ -141,6 +141,17 @@ def test_rows_are_missing_at_random_and_listings_fail_on_demand(sandbox):
         assert http.get(f"/compute/{sandbox.system}/jobs").status_code == 200
 
 
+def test_a_lost_job_is_unknown_and_goes_on(sandbox):
+    lost, kept = sandbox.post("/jobs", {"user": "bob", "count": 2, "duration": 60, "name": "lost-{i}"})["job_ids"]
+    sandbox.post("/scheduler-faults", {"accounting_lag": 0, "lost_jobs": [lost]})
+    with sandbox.client("bob") as http:
+        assert {row["jobId"] for row in jobs(http, sandbox)} & {lost, kept} == {kept}
+        answer = http.get(f"/compute/{sandbox.system}/jobs/{lost}")
+        assert (answer.status_code, answer.json()["message"]) == (404, "Job not found.")
+        sandbox.delete("/scheduler-faults")
+        assert jobs(http, sandbox, lost)[0]["status"]["state"] == "RUNNING"
+
+
 @pytest.mark.parametrize(
     "state", ["OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "CANCELLED", "SUSPENDED", "NEW"]
 )

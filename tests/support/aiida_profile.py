@@ -154,8 +154,13 @@ class AiidaProfile:
         return [line for text in texts for line in text.splitlines() if any(mark in line for mark in marks)]
 
     def log(self, lines: int = 60) -> str:
-        """The end of what the daemon wrote."""
-        files = [*self.path.rglob("aiida-*.log"), *self.path.rglob("circus-*.log")]
+        """The end of what the daemon and its broker wrote, and what the workers are doing."""
+        for pid in self.workers():
+            if Path(f"{self.loop_log}.{pid}.threads").exists():  # otherwise a signal would end it
+                os.kill(pid, signal.SIGUSR1)
+                os.kill(pid, signal.SIGUSR2)
+        time.sleep(1)  # they have no way to say that they have written it down
+        files = [path for kind in ("*.log", "loop.jsonl.*", "broker.status") for path in self.path.rglob(kind)]
         return "\n".join(
             f"--- {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-lines:]) for file in files
         )

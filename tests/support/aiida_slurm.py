@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,20 @@ exec nsenter --target {pid} --mount --pid --root --wd -- \\
   env -i HOME=/home/alice USER=alice LOGNAME=alice PATH=/usr/local/bin:/usr/bin:/bin LC_ALL=C SLURM_CONF={conf} \\
   sh -c 'cd "$1" && shift && exec "$@"' sh "$dir" {name} "$@"
 """
+
+
+def as_operator(process: SandboxProcess, *words: str) -> str:
+    """Run one of Slurm's commands as the cluster's operator; returns what it printed."""
+    enter = ["nsenter", "--target", str(keeper_of(process)), "--mount", "--pid", "--root", "--wd"]
+    done = subprocess.run(
+        [*enter, "--", "env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", f"SLURM_CONF={CONF}", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}"
+    return done.stdout
 
 
 def keeper_of(process: SandboxProcess) -> int:

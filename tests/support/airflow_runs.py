@@ -22,7 +22,7 @@ exit {code}
 UNTIL_TOLD = """#!/bin/bash
 echo "$SLURM_JOB_ID" >> executions
 echo started
-for i in $(seq 1 200); do
+for i in $(seq 1 900); do
   if [ -e end ]; then echo finished; exit 0; fi
   echo "tick $i."
   sleep 1
@@ -113,7 +113,8 @@ class Run:
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> None:
-    """Until it is so; AssertionError when it is not in time."""
+    """Until it is so; AssertionError if not in time: `seconds` if quiet, four times as many if busy."""
+    seconds *= 4
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, f"it did not happen in {seconds:.0f} s"

@@ -172,6 +172,7 @@ class Hub:
 
     def start(self) -> None:
         """Start the hub and wait until it answers."""
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._run("hub", [self._python, "-m", "jupyterhub", "-f", str(self.config)])
         wait_for(self._is_up, 240, "the hub to answer\n" + self.tail())
 
@@ -200,6 +201,18 @@ class Hub:
     def tail(self, size: int = 6000) -> str:
         """The end of the hub's log."""
         return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
+
+    def said(self, text: str) -> int:
+        """How often the hub has said so since it was last started."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().count(text.encode())
+
+    def doctor(self) -> str:
+        """What `hpcbridge jupyterhub doctor` says of the hub's configuration."""
+        command = [self._python, "-m", "hpcbridge", "jupyterhub", "doctor", "--config", str(self.config)]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
 
     # -- the API, as an administrator --------------------------------------------------------------------------------
 

@@ -11,14 +11,14 @@ from support.proxy import Proxy, start_proxy
 
 
 @contextlib.contextmanager
-def proxy_before(upstream: str, path: str) -> Iterator[Proxy]:
-    """Everything passes; `rates` says what happens to `POST` requests for `path` instead."""
+def proxy_before(upstream: str, path: str, method: str = "POST") -> Iterator[Proxy]:
+    """Everything passes; `rates` says what happens to `method` requests for `path` instead."""
     ready: list[Proxy] = []
     up, loop = threading.Event(), asyncio.new_event_loop()
     done = asyncio.Event()
 
     async def run() -> None:
-        async with start_proxy(upstream, {}, method="POST", path=path) as proxy:
+        async with start_proxy(upstream, {}, method=method, path=path) as proxy:
             ready.append(proxy)
             up.set()
             await done.wait()

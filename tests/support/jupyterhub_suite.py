@@ -7,12 +7,14 @@ from ours instead, and everything that they start is a batch job. The shims, and
 - `wanted` takes any `user_options`: the tests start servers with options of their own, such as {"i": 5};
 - there is no form unless a test brings its own: they check the pages of spawners without one;
 - `user_env`: MockSpawner extends a hook that only local process spawners have;
+- `progress_of_the_base_class`, for two tests that compare every event with those of a spawner that tells none itself;
 - `patience`: the API answers 201 for a start within 10 s; on a busy machine a job takes longer than a local process;
-- the server's command is jupyterhub.tests.mocksu by the cluster's Python: the hub's interpreter is not there.
+- the server's command is run by the cluster's Python: the hub's interpreter is not there.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jupyterhub.spawner
@@ -30,9 +32,12 @@ class BatchSpawner(FirecRESTSpawner):
         cluster = {
             "credential": "site",
             "prologue": "export PATH=/opt/software/bin:$PATH",
-            "command": ["python3", "-m", "jupyterhub.tests.mocksu"],
         }
         return {"cluster": cluster}
+
+    async def start(self) -> tuple[str, int] | str:
+        self.cmd = ["python3" if word == sys.executable else word for word in self.cmd]
+        return await super().start()
 
     @default("options_form")
     def _no_form(self) -> str:
@@ -40,7 +45,7 @@ class BatchSpawner(FirecRESTSpawner):
 
     @default("start_timeout")
     def _start_timeout(self) -> int:
-        return 60
+        return 240
 
     def wanted(self) -> options.ServerOptions:
         return options.ServerOptions(system="cluster")
@@ -62,4 +67,10 @@ jupyterhub.spawner.SimpleLocalProcessSpawner = BatchSpawner
 def patience(request: pytest.FixtureRequest) -> None:
     if "app" in request.fixturenames:
         for name in ("slow_spawn_timeout", "slow_stop_timeout"):
-            request.getfixturevalue("app").tornado_settings.setdefault(name, 60)
+            request.getfixturevalue("app").tornado_settings.setdefault(name, 240)
+
+
+@pytest.fixture(autouse=True)
+def progress_of_the_base_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.name in ("test_progress", "test_progress_bad_slow"):
+        monkeypatch.setattr(BatchSpawner, "progress", jupyterhub.spawner.Spawner.progress)

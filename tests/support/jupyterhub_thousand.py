@@ -12,12 +12,17 @@ from pathlib import Path
 MEASURE = """
 import asyncio.events, time
 _run, _log = asyncio.events.Handle._run, open("held.log", "a", buffering=1)
+def _whose(owner):
+    coroutine = owner.get_coro() if hasattr(owner, "get_coro") else None
+    frame = getattr(coroutine, "cr_frame", None)
+    periodic = getattr(frame.f_locals.get("self"), "callback", None) if frame else None
+    return f"{owner.get_name() if coroutine else ''} {getattr(coroutine, '__qualname__', owner)} {periodic or ''}"
 def _measured(self):
     began = time.thread_time()
     _run(self)
     spent = time.thread_time() - began
     if spent > 0.02:
-        _log.write(f"{spent:.4f} {getattr(self._callback, '__self__', self)!r}\\n")  # the task that made the step
+        _log.write(f"{spent:.4f} {_whose(getattr(self._callback, '__self__', self))}\\n")  # the task that made the step
 asyncio.events.Handle._run = _measured
 """
 """Config lines: each step of the hub's loop that took more than 20 ms of processor time goes to `held.log`."""

@@ -15,6 +15,18 @@ from typing import Any, ClassVar
 SUITE = Path(__file__).parents[1] / "reframe" / "suite"
 SCALE = Path(__file__).parents[1] / "reframe" / "scale"
 
+FAILURES = {
+    "BuildFails": ("fail", "compile_wait"),
+    "TooSlow": ("fail", "performance"),
+    "Wrong": ("fail", "sanity"),
+    "Fails": ("fail", "sanity"),
+    "Refused": ("fail", "run"),
+    "AfterAFailure": ("fail_deps", None),
+    "Skipped": ("skip", None),
+    "FlexibleNowhere": ("skip", None),
+}
+"""What does not pass of the suite, by intention: result, and the stage that fails."""
+
 CONFIGURATION = """\
 {imports}
 site_configuration = {{
@@ -112,17 +124,17 @@ class Outcome:
 def command(folder: Path, suite: Path, *arguments: str, policy: str = "async") -> list[str]:
     """The words of a run in `folder`, whose `settings.py` is there."""
     return [
-        *(sys.executable, "-c", "from reframe.frontend.cli import main; main()"),
+        str(Path(sys.executable).with_name("reframe")),
         *("-C", str(folder / "settings.py"), "--system=cluster", "--prefix", str(folder / "rfm")),
         *("-c", str(suite), "-R", "--exec-policy", policy, "--report-file", str(folder / "report.json")),
-        *("--nocolor", "-r", *arguments),
+        *("--nocolor", "--flex-alloc-nodes=all", "-r", *arguments),
     ]
 
 
 def environment(client: Mapping[str, str], folder: Path) -> dict[str, str]:
     """The environment of a run: the site's variables, and state of its own."""
     # Under `make test` a suite's own make would speak of directories that it enters.
-    foreign = ("FIRECREST", "SLURM", "MAKE", "MFLAGS")
+    foreign = ("FIRECREST", "SLURM", "MAKE", "MFLAGS", "PYTHONDONTWRITEBYTECODE")
     env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return env | dict(client) | {"HPCBRIDGE_STATE_DIR": str(folder / "state"), "RFM_SAVE_LOG_FILES": "n"}
 
@@ -182,3 +194,10 @@ def run(
 ) -> Outcome:
     """Run a suite and read its report."""
     return Running(folder, suite, client, *arguments, policy=policy).end(timeout)
+
+
+def check(outcome: Outcome) -> None:
+    """What is meant to pass passes, and the rest fails where it is meant to."""
+    assert outcome.cases, outcome.output[-4000:]
+    for name, result in outcome.results().items():
+        assert result == FAILURES.get(name, ("pass", None)), f"{name}:\n{outcome.output[-6000:]}"

@@ -80,6 +80,13 @@ class Runs:
             time.sleep(0.25)
         raise AssertionError(f"no job {self.name} in {states}: {self.jobs()}")
 
+    def states(self) -> set[str]:
+        """The states of the test's jobs, of which there is one at least: accounting may tell of it a moment late."""
+        deadline = time.monotonic() + 60
+        while not (jobs := self.jobs()) and time.monotonic() < deadline:
+            time.sleep(0.25)
+        return set(map(self.state_of, jobs))
+
     def state_of(self, job_id: str) -> str:
         """By id, as the scheduler has it now."""
         return str(json.loads(self("status", job_id, "--json").stdout)["state"])

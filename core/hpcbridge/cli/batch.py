@@ -330,7 +330,7 @@ async def _logs(state: State, job_id: str, *, follow: bool, stream: Stream) -> N
 def cancel(
     ctx: typer.Context,
     jobs: Annotated[
-        list[str], typer.Argument(metavar="JOB", help="Ids of the jobs, or handle files of `hpcbridge run`.")
+        list[str], typer.Argument(metavar="JOB...", help="Ids of the jobs, or handle files of `hpcbridge run`.")
     ],
     json: JsonOption = False,
     site: SiteOption = None,

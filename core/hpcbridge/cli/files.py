@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from hpcbridge.staging.remote.operations import Failures, Usage
 
 PathsArgument = Annotated[
-    list[str], typer.Argument(metavar="PATH", help="/abs/path or system:/abs/path, or a pattern of such in quotes.")
+    list[str], typer.Argument(metavar="PATH...", help="/abs/path or system:/abs/path, or a pattern of such in quotes.")
 ]
 SourcesArgument = Annotated[
-    list[str], typer.Argument(metavar="SOURCE", help="/abs/path or system:/abs/path, or a pattern in quotes.")
+    list[str], typer.Argument(metavar="SOURCE...", help="/abs/path or system:/abs/path, or a pattern in quotes.")
 ]
 DestinationArgument = Annotated[
     str, typer.Argument(metavar="DESTINATION", help="The new path; a directory that exists means inside it.")
@@ -68,7 +68,7 @@ def ls(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH",
+            metavar="PATH...",
             help="/abs/path or system:/abs/path, or a pattern in quotes; default: your own directory.",
         ),
     ] = None,
@@ -330,7 +330,7 @@ def du(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH",
+            metavar="PATH...",
             help="/abs/path or system:/abs/path, or a pattern in quotes; default: your own directory.",
         ),
     ] = None,

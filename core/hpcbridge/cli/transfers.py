@@ -102,7 +102,7 @@ def _checked(route: str | None, verify: str) -> dict[str, Any]:
 def put(
     ctx: typer.Context,
     local: Annotated[
-        list[str], typer.Argument(metavar="LOCAL", help="A directory, or one or more files, on this machine.")
+        list[str], typer.Argument(metavar="LOCAL...", help="A directory, or one or more files, on this machine.")
     ],
     remote: Annotated[
         str,

@@ -10,8 +10,10 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from hpcbridge import __version__
@@ -23,6 +25,8 @@ from hpcbridge.http import redaction
 
 if TYPE_CHECKING:
     from authlib.integrations.httpx_client import AsyncOAuth2Client
+
+T = TypeVar("T")
 
 DEFAULT_LIFETIME = 300.0
 """Seconds, for a token whose issuer does not say."""
@@ -53,7 +57,13 @@ class Grant:
 
 
 def preload() -> Any:
-    """Authlib's client (a class). Loading it takes half a second, for which an event loop would stand still."""
+    """Authlib's client (a class), and what httpx loads when it first connects.
+
+    It takes half a second, for which an event loop would stand still.
+    """
+    with suppress(ImportError):  # private, but what anyio itself loads
+        import_module("anyio._backends._asyncio")
+    import_module("httpcore")
     with warnings.catch_warnings():  # Authlib prefers httpx's successor and says so at each import
         import authlib.deprecate  # noqa: F401 (puts its own filter first)
 
@@ -177,7 +187,8 @@ class Issuer:
         secret = await self._secret.read() if self._secret else None
         failure: HpcBridgeError
         try:
-            async with asyncio.timeout(3 * _TIMEOUT), self._client(url, secret) as client:
+            client = await _in_a_thread(self._client, url, secret)
+            async with asyncio.timeout(3 * _TIMEOUT), client:
                 result: dict[str, Any] = await ask(client)
                 return result
         except (TypeError, AttributeError, NameError):
@@ -236,7 +247,8 @@ class Issuer:
         failure: HpcBridgeError | None = None
         for url in [tried] if tried else list(_discovery_urls(str(self._token_url))):
             try:
-                async with httpx.AsyncClient(timeout=_TIMEOUT, **self._options(url)) as client:
+                options = await _in_a_thread(self._options, url)
+                async with httpx.AsyncClient(timeout=_TIMEOUT, **options) as client:
                     response = await client.get(url)
                     if response.status_code == 200:
                         found: dict[str, str] = response.json()
@@ -247,6 +259,17 @@ class Issuer:
             raise failure
         hint = "Check AUTH_TOKEN_URL, or set issuer where the document is elsewhere"
         raise ConfigurationError("no discovery document", site=self.site, path=self.name, hint=hint)
+
+
+async def _in_a_thread(make: Callable[..., T], *arguments: Any) -> T:
+    """Make what the event loop would stand still for.
+
+    The first client takes a third of a second, and each as long as it takes to read the authorities' certificates.
+    """
+    try:
+        return await asyncio.to_thread(make, *arguments)
+    except RuntimeError:  # the interpreter is on its way out, and gives no more threads
+        return make(*arguments)
 
 
 def _discovery_urls(token_url: str) -> list[str]:

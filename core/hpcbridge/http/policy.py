@@ -1,4 +1,4 @@
-"""When a request is made again, and after what pause."""
+"""When a request is made again: tenacity's parts, put together per call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from hpcbridge.errors import HpcBridgeError, NotSent, RateLimited, ServerError, Unavailable
+from tenacity import RetryCallState
+
+from hpcbridge.errors import NotSent, RateLimited, ServerError, Unavailable
 from hpcbridge.http.breaker import BreakerPolicy
 from hpcbridge.http.limiter import LimiterPolicy
 
@@ -32,7 +34,7 @@ class HttpPolicy:
 
 
 class RetryBudget:
-    """Decides for one call.
+    """Decides for one call, as tenacity's `retry`, `wait` and `stop`.
 
     Outages (Unavailable) are outlasted for `patience` seconds after the first failure. Answers that may be the
     request's own fault are only tried a little: a command over the server's limit (408) and an unexplained 5xx twice
@@ -49,20 +51,15 @@ class RetryBudget:
         self._patience = policy.patience if patience is None else patience
         self._first_failure: float | None = None
         self._unexplained = 0
-        self.failures = 0
         self.outcome_unknown = False
 
-    def pause(self, error: HpcBridgeError) -> float | None:
-        """Seconds until the next attempt after this failure; None when it is the last one."""
-        self.failures += 1
+    def retry(self, state: RetryCallState) -> bool:
+        """Whether this outcome may be followed by another attempt."""
+        error = state.outcome.exception() if state.outcome else None
+        if error is None:
+            return False
         if self._first_failure is None:
             self._first_failure = time.monotonic()
-        if not self._may_repeat(error):
-            return None
-        pause = self._wait(error)
-        return pause if time.monotonic() + pause <= self._first_failure + self._patience else None
-
-    def _may_repeat(self, error: HpcBridgeError) -> bool:
         if isinstance(error, Unavailable):
             # For what is not safe, the session calls an outcome Unavailable only if it is a definite no.
             # 429 and a refused SSH credential are answers of before anything was done.
@@ -76,10 +73,16 @@ class RetryBudget:
             return self._unexplained < self.UNEXPLAINED and self._patience > 0
         return False
 
-    def _wait(self, error: HpcBridgeError) -> float:
+    def wait(self, state: RetryCallState) -> float:
         """Full jitter over an exponential pause; where the server said when, that and a little."""
+        error = state.outcome.exception() if state.outcome else None
         after = getattr(error, "retry_after", None)
         if after is not None:
             return float(after) * random.uniform(1.0, 1.1)  # noqa: S311
-        longest = min(self._policy.longest_pause, self._policy.first_pause * 2 ** min(self.failures, 30))
+        longest = min(self._policy.longest_pause, self._policy.first_pause * 2 ** min(state.attempt_number, 30))
         return random.uniform(longest / 4, longest)  # noqa: S311
+
+    def stop(self, state: RetryCallState) -> bool:
+        """Whether the next attempt would begin after the patience has run out."""
+        begun = self._first_failure if self._first_failure is not None else time.monotonic()
+        return time.monotonic() + state.upcoming_sleep > begun + self._patience

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from tenacity import AsyncRetrying, RetryCallState
 
 from hpcbridge import __version__
 from hpcbridge.credentials.base import Credential
@@ -38,6 +40,8 @@ _GATEWAY_DOWN = frozenset({502, 503, 504})
 
 trace_id: ContextVar[str | None] = ContextVar("hpcbridge_trace_id", default=None)
 """W3C trace id (32 hex digits) for the requests of this context; None makes one per request."""
+at_site: ContextVar[float] = ContextVar("hpcbridge_at_site", default=0.0)
+"""Seconds for which the last request of this context was with the site: without the wait for its turn here."""
 
 
 @dataclass(slots=True)
@@ -147,17 +151,14 @@ class HttpSession:
             trace=trace_id.get() or uuid.uuid4().hex,
         )
         budget = RetryBudget(self.policy, safe=safe, patience=patience)
-        while True:
-            try:
-                return await self._attempt(call)
-            except HpcBridgeError as error:
-                pause = budget.pause(error)
-                if pause is None:
-                    error.repeated = budget.outcome_unknown or call.outcome_unknown
-                    raise
-                self.counters.retries += 1
-                log.info("attempt %d at %s failed: %s", budget.failures, self.site.name, error.message)
-            await asyncio.sleep(pause)
+        retrying = AsyncRetrying(
+            retry=budget.retry, wait=budget.wait, stop=budget.stop, before_sleep=self._note_retry, reraise=True
+        )
+        try:
+            return await retrying(self._attempt, call)
+        except HpcBridgeError as error:
+            error.repeated = budget.outcome_unknown or call.outcome_unknown
+            raise
 
     async def send_once(
         self,
@@ -239,7 +240,9 @@ class HttpSession:
             async with self.limiter.slot() as slot:
                 with self.breaker.admit() as admission:
                     bearer = await self._bearer()
+                    began = time.monotonic()
                     outcome: httpx.Response | HpcBridgeError = await self._exchange(call, bearer)
+                    at_site.set(time.monotonic() - began)
                     if isinstance(outcome, httpx.Response):
                         outcome = self._judge(call, outcome)
                     status = outcome.status_code if isinstance(outcome, httpx.Response) else outcome.status
@@ -349,6 +352,12 @@ class HttpSession:
     def _timeout(self, read: float | None) -> httpx.Timeout:
         policy = self.policy
         return httpx.Timeout(connect=policy.connect, read=read or policy.read, write=policy.write, pool=policy.connect)
+
+    def _note_retry(self, state: RetryCallState) -> None:
+        self.counters.retries += 1
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, HpcBridgeError):
+            log.info("attempt %d at %s failed: %s", state.attempt_number, self.site.name, error.message)
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ class Looking(Part):
             return Kind.DIRECTORY
         found = await self.stat(path)
         if found is None:
+            self.session.is_missing(path)
             return Kind.ABSENT
         if stat.S_ISDIR(found.mode):
             self.session.have_been_made([path])
@@ -80,7 +81,7 @@ class Looking(Part):
         where = absolute(path)
         if self.session.parcel_of(where) is None and self.session.is_work_root(where):
             return True
-        kind = await self.kind_of(where)
+        kind = await self.session.once("kind", where, lambda: self.kind_of(where))
         if kind is Kind.ABSENT:
             self._missing.setdefault(where, []).append(time.monotonic())
         elif kind is Kind.DIRECTORY:

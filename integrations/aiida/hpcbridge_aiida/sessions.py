@@ -12,7 +12,7 @@ import logging
 import posixpath
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hpcbridge.staging.context import Transfer
     from hpcbridge.staging.plan import Limits
     from hpcbridge.system import System
+    from hpcbridge_aiida.known import Known
     from hpcbridge_aiida.parcels import Parcel
 
 T = TypeVar("T")
@@ -44,14 +45,18 @@ upload."""
 SCRIPTS_KEPT = 500
 """Batch scripts kept in memory between upload and submit; one that is not there is read from the system."""
 
+NEW = 30.0
+"""Seconds for which what was missing, and was then made by us, holds nothing of earlier attempts."""
 ANOTHER_WORKER = 60
 """Seconds for which the submit waits for another worker that still sends the files of the same calculation."""
+LAST_WORK = "hpcbridge-aiida-last"
+"""Name of tasks that a loop should see the end of."""
 
 
 class Session:
     """One system as one identity, in one event loop; `open_session` gives the one there is."""
 
-    def __init__(self, endpoint: Endpoint, hpc: Hpc, limits: Limits, handle: System) -> None:
+    def __init__(self, endpoint: Endpoint, hpc: Hpc, limits: Limits, handle: System, known: Known) -> None:
         """See `open_session`."""
         from hpcbridge.jobs.intents import FileIntentStore, state_directory
         from hpcbridge_aiida.parcels import Delivery
@@ -67,12 +72,18 @@ class Session:
         self.delivery = Delivery(self)
         self.watch = Watch(self)
         self._directory = state_directory() / "aiida" / "spool"
-        self._notes = Notes(spool_path(self._directory / "archives", self._identity, "").with_suffix(""))
+        identity = _identity(hpc, handle.name)
+        self._notes = Notes(spool_path(self._directory / "archives", identity, "").with_suffix(""))
         self.spawn(self._remove_left_behind())
         self._seen: dict[str, float] = {}
-        self._asked: set[str] = set()
-        self._roots: set[str] = set()
+        self._new: dict[str, float] = {}
+        self._entered: set[str] = set()
+        self._known = known
+        self._asked = set(known.roots)
+        self._roots = set(known.roots)
         self._assumed: set[str] = set()
+        self._asking: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self.have_been_made(known.roots)
 
     @property
     def client(self) -> FirecrestClient:
@@ -86,8 +97,20 @@ class Session:
         return await jobs.context(self.handle, account=self.endpoint.account or None)
 
     async def user(self) -> str:
-        """Our name on the system, asked for once."""
-        return await self.handle.user()
+        """Our name on the system, asked for once, by whichever worker came first."""
+        token = await self.hpc.credential.access_token()
+        name = await self.handle.user(known=self._known.user(token))
+        await asyncio.to_thread(self._known.learn_user, token, name)
+        return name
+
+    async def once(self, kind: str, path: str, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What `ask()` returns; those who want the same at the same time share one call."""
+        task = self._asking.get((kind, path))
+        if task is None:
+            task = self._asking[kind, path] = self.spawn(ask())
+            task.add_done_callback(lambda _: self._asking.pop((kind, path)))
+        result: T = await asyncio.shield(task)
+        return result
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -100,6 +123,24 @@ class Session:
                 self._assumed.discard(path)
         if len(self._seen) > 20_000:
             self._seen = {path: seen for path, seen in self._seen.items() if now - seen < DIRECTORY_TRUST}
+
+    def is_missing(self, path: str) -> None:
+        """The system has just said so."""
+        for each in [each for each in self._seen if is_within(each, path)]:
+            del self._seen[each]
+
+    def is_new(self, directory: str) -> None:
+        """It was missing and is made by us: nothing can be in it but what has been put there since."""
+        self._new[directory] = time.monotonic()
+
+    def is_first_in_new(self, path: str) -> bool:
+        """Whether `path` is in a directory that was missing a moment ago. Said once: then it may be there."""
+        now = time.monotonic()
+        self._new = {each: when for each, when in self._new.items() if now - when < NEW}
+        if path in self._entered or not any(each in self._new for each in lineage(path) if each != path):
+            return False
+        self._entered.add(path)
+        return True
 
     def is_trusted(self, directory: str) -> bool:
         """Whether it was there a moment ago."""
@@ -123,16 +164,18 @@ class Session:
         trusted = [each for each in lineage(path) if each != path and self.is_trusted(each)]
         root = next((each for each in trusted if each in self._asked), None)
         if root is not None:
-            self._roots.add(root)
+            if root not in self._roots:
+                self._roots.add(root)
+                self.spawn(asyncio.to_thread(self._known.learn_root, root)).set_name(LAST_WORK)
             return root
         return trusted[0] if trusted else None
 
     def forget(self, path: str) -> None:
         """`path` and what is below has changed in a way that we do not follow."""
-        for each in [each for each in self._seen if is_within(each, path)]:
-            del self._seen[each]
+        self.is_missing(path)
         self._asked = {each for each in self._asked if not is_within(each, path)}
         self._roots = {each for each in self._roots if not is_within(each, path)}
+        self._new = {each: when for each, when in self._new.items() if not is_within(each, path)}
         for each in [each for each in self.scripts if is_within(each, path)]:
             del self.scripts[each]
 
@@ -168,11 +211,7 @@ class Session:
 
     def spool_path(self, root: str) -> Path:
         """Where the spool keeps what is under way to `root`."""
-        return spool_path(self._directory, self._identity, root)
-
-    @property
-    def _identity(self) -> tuple[str, str, str]:
-        return self.hpc.site.url, self.hpc.credential.identity, self.system
+        return spool_path(self._directory, _identity(self.hpc, self.system), root)
 
     def parcel_of(self, path: str) -> Parcel | None:
         """The directory of our own making that `path` is in."""
@@ -263,7 +302,7 @@ class Session:
 
     def remove_later(self, archive: str) -> None:
         """Remove an archive of ours that has served; nobody waits for it but `tidy`."""
-        self.spawn(self._remove(archive)).set_name("hpcbridge-remove")
+        self.spawn(self._remove(archive)).set_name(LAST_WORK)
 
     async def _remove(self, archive: str) -> None:
         try:
@@ -281,7 +320,7 @@ class Session:
 
     async def tidy(self) -> None:
         """Until archives that have been unpacked are gone; loops of a command line end with the command."""
-        waiting = [task for task in self._background if task.get_name() == "hpcbridge-remove"]
+        waiting = [task for task in self._background if task.get_name() == LAST_WORK]
         if waiting:
             await asyncio.wait(waiting)
 
@@ -316,15 +355,26 @@ def _drop_closed_loops() -> None:
 async def _make(endpoint: Endpoint) -> Session:
     hpc, limits_of = await asyncio.to_thread(_prepare, endpoint)
     # Held for as long as the loop lives, so that connections and token outlast AiiDA's transports.
-    await hpc.__aenter__()
+    await hpc.open()
     http = hpc.client.session
     http.policy = replace(http.policy, patience=PATIENCE)
     await asyncio.to_thread(http.prepare)
     name = await _system_name(hpc, endpoint)
     info = await hpc.client.system(name)
-    return Session(
-        endpoint, hpc, limits_of(info.max_ops_file_size, info.transfer, info.inbound_limit), hpc.system(name)
-    )
+    limits = limits_of(info.max_ops_file_size, info.transfer, info.inbound_limit)
+    return Session(endpoint, hpc, limits, hpc.system(name), await asyncio.to_thread(_known, hpc, name))
+
+
+def _identity(hpc: Hpc, system: str) -> tuple[str, str, str]:
+    """What tells apart what is kept on disk for this session from what is kept for others."""
+    return hpc.site.url, hpc.credential.identity, system
+
+
+def _known(hpc: Hpc, system: str) -> Known:
+    from hpcbridge.jobs.intents import state_directory
+    from hpcbridge_aiida.known import Known
+
+    return Known(spool_path(state_directory() / "aiida" / "known", _identity(hpc, system), "").with_suffix(".json"))
 
 
 _USED = (

@@ -67,15 +67,16 @@ class Uploads(Looking):
             self._assume(path)
             return
         if not ignore_existing:
-            seen_missing = self._saw_missing(path)
-            kind = await self.kind_of(path)
-            if kind is Kind.DIRECTORY and seen_missing:
-                return
-            if kind is not Kind.ABSENT:
+            if not self._saw_missing(path) and await self.kind_of(path) is not Kind.ABSENT:
                 raise FileExistsError(f"{path} already exists on {self.system}")
             session.asked(path)
+            session.is_new(path)
+        if not session.is_trusted(path):  # of those who have found it missing, one makes it
+            await session.once("mkdir", path, lambda: self._made(path))
+
+    async def _made(self, path: str) -> None:
         await self.client.mkdir(self.system, path, parents=True)
-        session.have_been_made([path])
+        self.session.have_been_made([path])
 
     def _assume(self, path: str) -> None:
         """`path` shall exist when this transport is closed, or is looked at."""
@@ -108,7 +109,8 @@ class Uploads(Looking):
                 raise FileExistsError(f"{where} already exists on {self.system}")
         elif self.coalesce and self.session.is_assumed(posixpath.dirname(where)):
             # Its parent will be made with it: all there is to know is whether it is there already.
-            if (found := await self._peek(where)) is Kind.ABSENT and ignore_existing:
+            found = Kind.ABSENT if self.session.is_first_in_new(where) else await self._peek(where)
+            if found is Kind.ABSENT and ignore_existing:
                 self._assume(where)  # others may make it and use it as well
             elif found is Kind.ABSENT:
                 await self._own(where, made=False)

@@ -47,7 +47,8 @@ class Backend:
         self._user_class, self._settings = type(spawner.user), spawner.user.settings
         self._session: Session = session_of(spawner)
         self.orphans = Orphans(self._session)
-        self.keeper = Keeper(self, spawner.accounting_lag)
+        self._lag = spawner.accounting_lag
+        self.keeper = Keeper(self, self._lag)
         self._services: dict[Any, _Service] = {}
         self._sites: dict[Cluster, Hpc] = {}
         self._asking: dict[Any, asyncio.Lock] = {}
@@ -86,7 +87,7 @@ class Backend:
             hpc = cluster.as_service()
             if hpc is None:
                 return None
-            self._services[same] = _Service(hpc, cluster)
+            self._services[same] = _Service(hpc, cluster, self._lag)
         return self._services[same]
 
     # -- what a system offers ----------------------------------------------------------------------------------------
@@ -171,9 +172,10 @@ class Backend:
 class _Service:
     """The credential that watches everybody's jobs on one system, with one listing for all of them."""
 
-    def __init__(self, hpc: Hpc, cluster: Cluster) -> None:
+    def __init__(self, hpc: Hpc, cluster: Cluster, lag: float) -> None:
         self.hpc = hpc
         self._cluster = cluster
+        self._policy = WatchPolicy(lag=lag)
         self._watchers: dict[int, JobWatcher] = {}
 
     async def system(self) -> System:
@@ -190,7 +192,7 @@ class _Service:
             await self.hpc.__aenter__()
             account = self._cluster.service.account if self._cluster.service else None
             self._watchers[loop] = JobWatcher(
-                self.hpc.client, system.name, policy=WatchPolicy(), all_users=True, account=account
+                self.hpc.client, system.name, policy=self._policy, all_users=True, account=account
             )
         return self._watchers[loop]
 

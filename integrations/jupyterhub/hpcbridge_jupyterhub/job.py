@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -43,6 +43,10 @@ _PLACE_MAX = 4096
 SaveState = Callable[["ServerState"], None]
 
 
+async def _silence() -> bool:
+    return False
+
+
 @dataclass
 class ServerJob:
     """One start of one server on one system.
@@ -55,6 +59,7 @@ class ServerJob:
         info: the job as last heard of.
         on_change: called with every news of the job.
         on_lost: called when the scheduler has lost the job: it may still live.
+        answers: whether the job's server answers.
     """
 
     cluster: Cluster
@@ -65,6 +70,7 @@ class ServerJob:
     lag: float = 30.0
     on_change: Callable[[JobInfo], None] = lambda _info: None
     on_lost: Callable[[ServerState], None] = lambda _state: None
+    answers: Callable[[], Awaitable[bool]] = _silence
     info: JobInfo | None = None
     ended: HpcBridgeError | JobInfo | None = None
     _watch: asyncio.Task[None] | None = None
@@ -167,11 +173,13 @@ class ServerJob:
                 await asyncio.sleep(5)
 
     async def _confirm(self) -> None:
-        """What the service does not see may be hidden from it: the user's own look decides, several times."""
-        while True:
+        """What the service does not see may be hidden from it: the server, then the user's own looks decide."""
+        while self.state.host is None or not await self.answers():
             if await self.judge() is not None or not self._absences:
                 return
             await asyncio.sleep(max(0.5, self.lag / CONFIRMATIONS / 2))
+        self.answered()
+        log.warning("job %s is unknown to the scheduler, but its server answers: it is kept", self.state.job_id)
 
     def _heard(self, info: JobInfo) -> None:
         self.info = info
@@ -275,6 +283,10 @@ class ServerJob:
                 return exit_code(info)
             return None
         return None
+
+    def answered(self) -> None:
+        """The server answers, so whatever the scheduler did not know of it counts no more."""
+        self._absences.clear()
 
     def _absent(self, last_activity: datetime | None) -> int | None:
         now = time.monotonic()

@@ -8,12 +8,16 @@ from typing import Any
 
 
 class Progress:
-    """A list of events that grows until it is closed."""
+    """A list of events that grows until it is closed.
+
+    Attributes:
+        closed: whether the start is over.
+    """
 
     def __init__(self) -> None:
         """No event yet."""
         self._events: list[dict[str, Any]] = []
-        self._closed = False
+        self.closed = False
         self._news = asyncio.Event()
 
     def tell(self, progress: int, message: str) -> None:
@@ -25,7 +29,7 @@ class Progress:
 
     def close(self) -> None:
         """The start is over."""
-        self._closed = True
+        self.closed = True
         self._wake()
 
     def _wake(self) -> None:
@@ -39,6 +43,6 @@ class Progress:
             while index < len(self._events):
                 yield self._events[index]
                 index += 1
-            if self._closed:
+            if self.closed:
                 return
             await self._news.wait()

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 POLL_PATIENCE = 10.0
 """Seconds after which a poll says what it knows: the hub's pages wait for it."""
 
+ROUTED_WITHIN = 1.0
+"""Seconds for which the hub waits for its servers, at least, before it looks at the proxy's routes as it starts."""
+
 
 class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
     """Runs single-user servers as batch jobs on systems behind FirecREST."""
@@ -83,7 +86,8 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         self._job: ServerJob | None = None
         self._submitting: asyncio.Task[None] | None = None
         self._resuming: asyncio.Task[None] | None = None
-        self._progress: Progress | None = None
+        self._routing: asyncio.Task[None] | None = None
+        self._progress = Progress()
         self._stopped = False
         self._gauge: metrics.StateGauge | None = None
         if self.user is not None and self.orm_spawner is not None and session_of(self) is not None:
@@ -151,8 +155,9 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
     async def start(self) -> tuple[str, int] | str:
         """Submit the job, wait until its server listens; returns where. Raises SpawnException."""
-        self._stopped, self._progress, began = False, Progress(), time.monotonic()
-        system = "unknown"
+        self._stopped, began, system = False, time.monotonic(), "unknown"
+        if self._progress.closed:
+            self._progress = Progress()
         try:
             wanted = self.wanted()
             system = wanted.system
@@ -172,7 +177,6 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         return place
 
     async def _bring_up(self, wanted: options.ServerOptions) -> tuple[str, int]:
-        assert self._progress is not None
         cluster = self.backend.clusters[wanted.system]
         self._state = ServerState.begin(wanted.system, self.name).with_(minutes=wanted.time or cluster.time)
         self._save(self._state)
@@ -213,14 +217,22 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
             )
         service = self.backend.service(state.system)
         self._gauge = metrics.StateGauge(state.system)
-        hpc, lag = self.backend.as_user(self.user, cluster), self.accounting_lag
-        return ServerJob(cluster, hpc, service, state, self._save, lag=lag, on_change=self._heard, on_lost=self._lost)
+        return ServerJob(
+            cluster,
+            self.backend.as_user(self.user, cluster),
+            service,
+            state,
+            self._save,
+            lag=self.accounting_lag,
+            on_change=self._heard,
+            on_lost=self._lost,
+            answers=self._answers,
+        )
 
     def _heard(self, info: JobInfo) -> None:
         if self._gauge is not None:
             self._gauge.set(None if info.is_terminal else info.state.value)
-        if self._progress is not None:
-            self._progress.tell(30 if info.state.is_queued else 60, queue_line(info))
+        self._progress.tell(30 if info.state.is_queued else 60, queue_line(info))
 
     def _lost(self, state: ServerState) -> None:
         """Neither queue nor accounting know the job, nor does it answer; should it turn up again, it is ended."""
@@ -244,10 +256,9 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         return env
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
-        """What happens to the job, for the page that waits."""
-        if self._progress is not None:
-            async for event in self._progress.events():
-                yield event
+        """What happens to the job, for the page that waits; it may be there before `start`, or after a restart."""
+        async for event in self._progress.events():
+            yield event
 
     # -- after a restart ---------------------------------------------------------------------------------------------
 
@@ -276,12 +287,15 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
 
         It also waits through an outage between hub and node: the hub gives a server up that it cannot reach.
         """
+        began = time.monotonic()
         try:
             self._resume()
         except HpcBridgeError as error:
             self.log.error("%s: %s", self._log_name, error)
         while self._state is not None and self._state.code is None:
             if self._state.host is not None and await self._answers():
+                if time.monotonic() - began > ROUTED_WITHIN:
+                    self._routing = asyncio.create_task(self._route(), name="hpcbridge-route")
                 return self._own_url()
             await asyncio.sleep(1 if self._state.host is None else 2)
         if self._stopped:
@@ -290,6 +304,16 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
             await asyncio.Event().wait()
         self.http_timeout = 1  # the job has ended: the hub need not wait for it
         return self._own_url() if self._state is not None and self._state.host else str(self.server.url)
+
+    async def _route(self) -> None:
+        """Tell the proxy of a server that came up late: the hub looks again only when the last one is up, or gone."""
+        while self.pending == "check":  # noqa: ASYNC110 (the hub tells nobody when it has checked a server)
+            await asyncio.sleep(0.2)
+        if self.ready:
+            try:
+                await self.user.settings["proxy"].add_user(self.user, self.name)
+            except Exception:
+                self.log.exception("%s has no route in the proxy until the hub's next look", self._log_name)
 
     def _own_url(self) -> str:
         assert self._state is not None
@@ -322,6 +346,7 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
         if self._state.host is None:
             return self._state.code if self._state.code is not None else None
         if await self._answers():
+            self._job.answered()
             metrics.POLLS.labels("server").inc()
             return None
         code = await self._job.judge(self._last_activity())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -12,6 +13,8 @@ A = TypeVar("A")
 GATHER = 0.2
 """Seconds for which more questions are waited for; `MOST` while more keep coming."""
 MOST = 2.0
+PACE = 2.0
+"""Seconds between the beginnings of two batches: of a stream of questions many go together, a single one at once."""
 
 
 class Batch(Generic[Q, A]):
@@ -24,6 +27,7 @@ class Batch(Generic[Q, A]):
         self._work = work
         self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
         self._working: asyncio.Task[None] | None = None
+        self._due = 0.0
 
     async def ask(self, question: Q) -> A:
         """The answer, once the batch that it belongs to is done."""
@@ -53,7 +57,8 @@ class Batch(Generic[Q, A]):
 
     async def _gather(self) -> None:
         waited, seen = 0.0, -1
-        while waited < MOST and seen != len(self._waiting):
+        while waited < MOST and (seen != len(self._waiting) or time.monotonic() < self._due):
             seen = len(self._waiting)
             await asyncio.sleep(GATHER)
             waited += GATHER
+        self._due = time.monotonic() + PACE

@@ -29,6 +29,7 @@ class SchedulerFaults(BaseModel):
     missing_fraction: float | None = Field(default=None, ge=0, le=1)
     allocation_rows: bool | None = None
     listing_error: bool | None = None
+    lost_jobs: frozenset[str] | None = None
 
 
 class SimulatedJobs(BaseModel):
@@ -67,7 +68,7 @@ async def set_scheduler_faults(faults: SchedulerFaults, sandbox: SandboxDep) -> 
     accounting = _local(sandbox).accounting
     if faults.accounting_lag is not None:
         accounting.lag = faults.accounting_lag
-    for name in ("missing_fraction", "allocation_rows", "listing_error"):
+    for name in ("missing_fraction", "allocation_rows", "listing_error", "lost_jobs"):
         value = getattr(faults, name)
         if value is not None:
             setattr(accounting, name, value)
@@ -76,6 +77,7 @@ async def set_scheduler_faults(faults: SchedulerFaults, sandbox: SandboxDep) -> 
         "missing_fraction": accounting.missing_fraction,
         "allocation_rows": accounting.allocation_rows,
         "listing_error": accounting.listing_error,
+        "lost_jobs": sorted(accounting.lost_jobs),
     }
 
 
@@ -85,7 +87,9 @@ async def clear_scheduler_faults(sandbox: SandboxDep) -> dict[str, Any]:
     if not isinstance(sandbox.scheduler, LocalScheduler):
         return {}
     lag = sandbox.settings.scaled_accounting_lag
-    quiet = SchedulerFaults(accounting_lag=lag, missing_fraction=0, allocation_rows=False, listing_error=False)
+    quiet = SchedulerFaults(
+        accounting_lag=lag, missing_fraction=0, allocation_rows=False, listing_error=False, lost_jobs=frozenset()
+    )
     return await set_scheduler_faults(quiet, sandbox)
 
 

@@ -177,3 +177,36 @@ class ManyFiles(rfm.RunOnlyRegressionTest):
         parts = [int(open(os.path.join(self.stagedir, f"part.{i}")).read()) for i in range(1, 31)]
         odd = open(os.path.join(self.stagedir, "a b [c] *.txt")).read()
         return sn.all([sn.assert_eq(parts, list(range(1, 31))), sn.assert_eq(odd, "odd\n")])
+
+
+@rfm.simple_test
+class Flexible(rfm.RunOnlyRegressionTest):
+    """As many tasks as the cluster has room for."""
+
+    valid_systems = ["*"]
+    valid_prog_environs = ["*"]
+    sourcesdir = None
+    num_tasks = 0
+    num_tasks_per_node = 2
+    executable = "true"
+
+    @sanity_function
+    def all_nodes(self):
+        return sn.assert_eq(self.num_tasks, 2)
+
+
+@rfm.simple_test
+class FlexibleNowhere(rfm.RunOnlyRegressionTest):
+    """No node has what it asks for."""
+
+    valid_systems = ["*"]
+    valid_prog_environs = ["*"]
+    sourcesdir = None
+    num_tasks = 0
+    num_tasks_per_node = 2
+    executable = "true"
+    sanity_patterns = sn.assert_true(1)
+
+    @run_before("run")
+    def ask_too_much(self):
+        self.job.options = ["--constraint=no-such-feature"]

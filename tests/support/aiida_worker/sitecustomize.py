@@ -2,10 +2,16 @@
 
 A stretch of samples of the main thread in which one callback of the event loop is executing code of hpcbridge is time
 for which we block the loop. Stretches are appended to the file that HPCBRIDGE_LOOP_LOG names, one JSON object per line.
+
+Asked by a signal, a worker also writes down what it is doing: every thread (SIGUSR1) and every task (SIGUSR2).
 """
 
+import asyncio
+import faulthandler
+import gc
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -65,9 +71,18 @@ def _watch(path, main):
             stretch.add(place, now, used)
 
 
+def _write_tasks(path):
+    with Path(path).open("w") as file:
+        for task in [each for each in gc.get_objects() if isinstance(each, asyncio.Task) and not each.done()]:
+            task.print_stack(file=file)
+
+
 def _begin():
     path = os.environ.get("HPCBRIDGE_LOOP_LOG")
     if path and sys.argv[-2:] == ["daemon", "worker"]:
+        stem = f"{path}.{os.getpid()}"
+        faulthandler.register(signal.SIGUSR1, file=Path(f"{stem}.threads").open("w"))  # noqa: SIM115 (open for good)
+        signal.signal(signal.SIGUSR2, lambda *_: _write_tasks(f"{stem}.tasks"))
         threading.Thread(target=_watch, args=(path, threading.main_thread().ident), daemon=True).start()
 
 

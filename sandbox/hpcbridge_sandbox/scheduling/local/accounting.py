@@ -42,12 +42,14 @@ class Accounting:
         missing_fraction: part of the rows left out of every listing, drawn anew each time.
         allocation_rows: every job that has just ended shows as ``allocation`` (else a third of them).
         listing_error: every listing fails.
+        lost_jobs: ids of jobs that neither the queue nor accounting knows any more, though they may go on.
     """
 
     lag: float = 5.0
     missing_fraction: float = 0.0
     allocation_rows: bool = False
     listing_error: bool = False
+    lost_jobs: frozenset[str] = frozenset()
 
     def settled(self, job: Job, now: float) -> bool:
         """True when no answer about the job will change any more."""

@@ -163,6 +163,8 @@ class LocalScheduler:
         for job_id in ids:
             if not job_id.isdigit():
                 raise wrapped(_sacct_error(job_id))
+            if job_id in self.accounting.lost_jobs:
+                continue
             for job in self.queue.records(int(job_id)):
                 _check_name(job)
                 rows += self._rows(job, now, listing=False)
@@ -189,7 +191,8 @@ class LocalScheduler:
         if names is not None:
             wanted = set(names)
             jobs = (job for job in jobs if job.name in wanted)
-        found = list(jobs)
+        lost = self.accounting.lost_jobs
+        found = [job for job in jobs if str(job.job_id) not in lost]
         if self.accounting.listing_error:
             raise wrapped(None)
         for job in found:
