@@ -1,4 +1,8 @@
-"""Figures, measured by `make prove-gitlab` on a quiet machine: what a stage and the driver's start cost in time."""
+"""Figures, measured by `make prove-gitlab` on a quiet machine: what a stage and the driver's start cost in time.
+
+They hold for a machine on which a bare httpx client gets to its first request within 0.3 s of its process's start. A
+slower or busier one is measured beside them, and given as much more.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+
+import pytest
 
 from support.gitlab_scripts import Recipe
 
@@ -26,46 +33,72 @@ asyncio.run(main())
 """
 
 
-def test_a_stage_adds_less_than_one_and_a_half_seconds(host):
+class Door:
+    """A listener, and how long a process takes until it knocks."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(60)
+        self.port = self.listener.getsockname()[1]
+
+    def seconds(self, command: list[str], **options: object) -> float:
+        began = time.monotonic()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+        self.listener.accept()[0].close()
+        took = time.monotonic() - began
+        process.kill()
+        process.wait()
+        return took
+
+    def bare(self) -> float:
+        """A process that does nothing but one request with httpx."""
+        return self.seconds([sys.executable, "-c", _BARE.format(port=self.port)])
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    made = Door()
+    yield made
+    made.listener.close()
+
+
+def slower(bare: list[float]) -> float:
+    """By how much this machine is slower than the figures' own."""
+    return max(1.0, statistics.median(bare) / 0.3)
+
+
+def rounded(values: list[float]) -> list[float]:
+    return sorted(round(value, 2) for value in values)
+
+
+@pytest.mark.timeout(600)
+def test_a_stage_adds_less_than_one_and_a_half_seconds(host, door):
+    """At a round trip of 50 ms, with the driver's own start in it."""
     host.sandbox.post("/latency", {"seconds": 0.05})
-    runners = [host.runner(Recipe(["true"], ["true"]), driver={"tick": 1}).run() for _ in range(3)]
-    took = [s.seconds for r in runners for s in r.stages if s.name in ("prepare_script", "after_script")]
-    print(f"stages: {sorted(round(t, 2) for t in took)}")
-    assert statistics.median(took) < 1.5
+    took, bare = [], []
+    for _ in range(3):
+        runner = host.runner(Recipe(["true"], ["true"]), driver={"tick": 1, "agent_tick": 0.3}).run()
+        took += [s.seconds for s in runner.stages if s.name in ("prepare_script", "after_script")]
+        bare += [door.bare() for _ in range(3)]
+    print(f"stages: {rounded(took)}; httpx alone: {rounded(bare)}, {slower(bare):.1f} times as slow as a usual machine")
+    assert statistics.median(took) < 1.5 * slower(bare)
 
 
-def test_the_drivers_start_takes_less_than_600_ms(host, tmp_path):
-    """From the runner's call of a stage to its first request.
-
-    Where httpx alone takes 300 ms and more for that, the figure is twice as long.
-    """
+@pytest.mark.timeout(600)
+def test_the_drivers_start_takes_less_than_600_ms(host, door, tmp_path):
+    """From the runner's call of a stage to its first request."""
     runner = host.runner(Recipe(["true"])).run()
     assert runner.outcome == "success", runner.log
-    listener = socket.create_server(("127.0.0.1", 0))
-    sites = host.root / "sites.toml"
-    away = re.sub(r"(?m)^url = .*", f'url = "http://127.0.0.1:{listener.getsockname()[1]}"', sites.read_text())
+    away = re.sub(r"(?m)^url = .*", f'url = "http://127.0.0.1:{door.port}"', (host.root / "sites.toml").read_text())
     (host.root / "away.toml").write_text(away)
     config = host.config(driver={"sites": "away.toml"})
     response, script = tmp_path / "response.json", tmp_path / "script"
     response.write_text(json.dumps(host.job(runner).response))
     script.write_text("true\n")
     program = [*runner.spec.program[:2], str(config), "run", str(script), "prepare_script"]
-
-    def until_connected(command: list[str]) -> float:
-        began = time.monotonic()
-        env = host.env | {"JOB_RESPONSE_FILE": str(response)}
-        process = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL)
-        listener.accept()[0].close()
-        took = time.monotonic() - began
-        process.kill()
-        process.wait()
-        return took
-
-    bare = [sys.executable, "-c", _BARE.format(port=listener.getsockname()[1])]
-    listener.settimeout(60)
-    until_connected(program)  # the first one fetches the token that the others find
-    pairs = [(until_connected(program), until_connected(bare)) for _ in range(9)]
-    listener.close()
-    took, httpx = (sorted(column) for column in zip(*pairs, strict=True))
-    print(f"start: {[round(t, 2) for t in took]}; httpx alone: {[round(t, 2) for t in httpx]}")
-    assert took[0] < max(0.6, 2 * httpx[0])
+    env = host.env | {"JOB_RESPONSE_FILE": str(response)}
+    door.seconds(program, env=env, cwd=tmp_path)  # the first one fetches the token that the others find
+    pairs = [(door.seconds(program, env=env, cwd=tmp_path), door.bare()) for _ in range(9)]
+    took, bare = (list(column) for column in zip(*pairs, strict=True))
+    print(f"start: {rounded(took)}; httpx alone: {rounded(bare)}, {slower(bare):.1f} times as slow as a usual machine")
+    assert statistics.median(took) < 0.6 * slower(bare)
