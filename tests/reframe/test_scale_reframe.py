@@ -91,25 +91,6 @@ def test_many_at_a_time(sandbox: SandboxProcess, folder: Path) -> None:
     assert resent < sent
 
 
-def test_only_what_changed_is_shipped(sandbox: SandboxProcess, folder: Path, tmp_path: Path) -> None:
-    """A large input that many tests share travels once; one that changed, alone."""
-    (folder / "settings.py").write_text(configuration(options={"firecrest_stage_prefix": "/scratch/alice/changes"}))
-    suite = tmp_path / "suite"
-    (suite / "src").mkdir(parents=True)
-    (suite / "many.py").write_text((SCALE / "many.py").read_text())
-    (suite / "src/work.sh").write_text((SCALE / "src/work.sh").read_text())
-    (suite / "src/work.sh").chmod(0o755)
-    noise = [str(number * 7919 % 1000003) for number in range(60_000)]
-    (suite / "src/a.txt").write_text("\n".join(noise))
-    client = sandbox.client_env() | {"MANY_TESTS": "5"}
-    assert run(folder, suite, client).shipped()[0] == 8
-    assert run(folder, suite, client).shipped()[0] == 0
-    (suite / "src/b.txt").write_text("a new file\n")
-    contents, sent = run(folder, suite, client).shipped()
-    assert contents == 1
-    assert sent < 50_000
-
-
 @pytest.mark.slurm
 def test_about_as_quick_as_slurms_own_scheduler(
     login_node: SandboxProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
