@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import reframe.core.runtime as runtime
 from reframe.core.backends import getscheduler
 from reframe.core.exceptions import ConfigError, JobError, SkipTestError
-from reframe.frontend import autodetect
 
 from hpcbridge_reframe.nodes import describe
 from hpcbridge_reframe.options import Options
 from hpcbridge_reframe.session import Session
 from support.reframe_inside import make_job, partition
-from support.reframe_native import PACKAGES, PYTHON
 from support.sandbox import SandboxProcess
 
 STAGE = Path("rfm/stage/cluster/normal/gnu")
@@ -213,25 +209,6 @@ def test_a_large_input_goes_by_whatever_the_site_has(sandbox: SandboxProcess, tm
             assert (directory / "twice.dat").read_bytes() == data + data
         (session,) = Session._all.values()
         assert session._opening.result().shipping.shipped.bytes < 7_000_000
-
-
-@pytest.mark.slurm
-def test_remote_detection_of_the_topology(login_node: SandboxProcess, tmp_path: Path) -> None:
-    """ReFrame's own job, whose directory is no stage directory; on a cluster without a network."""
-    general = {
-        "remote_detect": True,
-        "remote_install": [
-            f"reframe() {{ PYTHONPATH={PACKAGES} {PYTHON}/bin/python3 -c "
-            "'from reframe.frontend.cli import main; main()' \"$@\"; }"
-        ],
-        "topology_prefix": str(tmp_path / "topology"),
-    }
-    with partition(tmp_path, login_node.client_env(), general=general):
-        autodetect.detect_topology()
-        (part,) = runtime.runtime().system.partitions
-        assert part.processor.num_cpus >= 1
-        found = json.loads((tmp_path / "topology/cluster-normal/processor.json").read_text())
-    assert found["num_cpus"] == part.processor.num_cpus
 
 
 def test_the_name_is_taken_once() -> None:

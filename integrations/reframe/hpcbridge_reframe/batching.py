@@ -13,7 +13,7 @@ A = TypeVar("A")
 GATHER = 0.2
 """Seconds for which more questions are waited for; `MOST` while more keep coming."""
 MOST = 2.0
-PACE = 2.0
+PACE = 1.0
 """Seconds between the beginnings of two batches: of a stream of questions many go together, a single one at once."""
 
 
