@@ -173,13 +173,21 @@ class Hpc:
         return f"blocking.{self._wrapped!r}"
 
     def __enter__(self) -> Self:
-        _run(self._wrapped.__aenter__)
-        return self
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _run(self._wrapped.__aexit__, kind, error, trace)
+        self.close()
+
+    def open(self) -> Self:
+        """See `hpcbridge.Hpc.open`."""
+        _run(self._wrapped.open)
+        return self
+
+    def close(self) -> None:
+        """See `hpcbridge.Hpc.aclose`."""
+        _run(self._wrapped.aclose)
 
     @property
     def site(self) -> Site:
@@ -410,9 +418,9 @@ class System:
         """See `hpcbridge.System.read_bytes`."""
         return _run(self._wrapped.read_bytes, path)
 
-    def user(self) -> str:
+    def user(self, known: str | None = None) -> str:
         """See `hpcbridge.System.user`."""
-        return _run(self._wrapped.user)
+        return _run(self._wrapped.user, known)
 
     def home(self) -> str:
         """See `hpcbridge.System.home`."""

@@ -189,7 +189,7 @@ class _Service:
         loop = id(asyncio.get_running_loop())
         system = await self.system()
         if loop not in self._watchers:
-            await self.hpc.__aenter__()
+            await self.hpc.open()
             account = self._cluster.service.account if self._cluster.service else None
             self._watchers[loop] = JobWatcher(
                 self.hpc.client, system.name, policy=self._policy, all_users=True, account=account

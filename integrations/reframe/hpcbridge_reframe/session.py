@@ -187,7 +187,7 @@ class Session:
             settings = {"url": own.url, "token_url": own.token_url, "client_id": own.client_id, **own.credential}
             settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if v is not None}
             self._hpc = connect(own.site, adapter="reframe", **settings)
-            await self._hpc.__aenter__()
+            await self._hpc.open()
             self.away = asyncio.get_running_loop().create_future()
             self._watching = asyncio.create_task(self._watch_outages(), name="hpcbridge-reframe-outages")
         return self._hpc
@@ -281,7 +281,7 @@ class Session:
                 await self._tidy(self._opening.result())
         finally:
             if self._hpc is not None:
-                await self._hpc.__aexit__(None, None, None)
+                await self._hpc.aclose()
 
     async def _tidy(self, mirror: Mirror) -> None:
         """Remove the mirrors of stage directories that ReFrame has removed: their tests passed."""
