@@ -85,7 +85,7 @@ demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real 
 	$(JUPYTERHUB)/python examples/local_jupyterhub.py
 
 # Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
-SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder --timeout=900
 .PHONY: test $(PARTS:%=test-%)
 test: $(patsubst %,test-%,$(filter-out $(PREVIEWS),$(PARTS))) ## the quick truth (short time constants); previews by name
 test-core: env-core ## core alone

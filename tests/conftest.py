@@ -26,6 +26,11 @@ LONGEST = [
     "test_run_handles.py",
     "test_run_slurm.py",
     "test_cli_jobs.py",
+    "test_tree_copy.py",
+    "test_kills.py",
+    "test_s3_faults.py",
+    "test_outage_staging.py",
+    "test_tree_sync_faults.py",
 ]
 
 

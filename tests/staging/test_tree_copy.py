@@ -43,7 +43,7 @@ async def system(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> As
 
 
 @settings(
-    max_examples=200 if PROVE else 8,
+    max_examples=200 if PROVE else 5,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -269,7 +269,7 @@ def test_random_kills(
                 killed += 1
                 time.sleep(0.3)
                 child = start(slow, words, tmp_path / "log", route)
-        assert child.wait(120) == 0, (tmp_path / "log").read_text()
+        assert child.wait(300) == 0, (tmp_path / "log").read_text()
         if not attempt:
             length = time.monotonic() - begun
         assert snapshot(target) == snapshot(source), (seed, attempt)

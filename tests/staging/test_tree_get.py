@@ -89,6 +89,19 @@ def strays(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+async def test_what_a_kill_while_unpacking_left_is_replaced(
+    system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path
+) -> None:
+    there = place(sandbox, "unpacked")
+    half = tmp_path / ".out.hpcbridge-tree" / "a"
+    half.mkdir(parents=True)
+    (half / "x").write_bytes(b"hal")
+    half.chmod(0o500)
+    await get_tree(system, f"{HOME}/unpacked", tmp_path / "out")
+    assert snapshot(tmp_path / "out") == snapshot(there)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 async def test_a_small_tree_comes_back_whole(any_sandbox: SandboxProcess, tmp_path: Path, own_state: Path) -> None:
     clear_leftovers(any_sandbox)
     there = place(any_sandbox, "small")

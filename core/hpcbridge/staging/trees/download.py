@@ -343,6 +343,8 @@ class _Download:
         t.size = t.reporter.total = packed.size
         await asyncio.to_thread(self._place.prepare)
         if not self._journal.noted("unpacked"):
+            # Half a tree, where an earlier attempt was killed while it unpacked.
+            await asyncio.to_thread(self._place.clear)
             counts = await self._receive(packed)
             self._journal.add(unpacked=counts)
         t.reporter.phase(Phase.VERIFYING, "publishing the tree", done=packed.size)
