@@ -124,12 +124,3 @@ def test_expire_tokens_refuses_earlier_ones_only(sandbox: SandboxProcess) -> Non
     sandbox.post("/expire-tokens")
     refused(ask(sandbox, f"Bearer {before}"), "Access token expired", before)
     assert ask(sandbox, f"Bearer {sandbox.token()}").status_code == 200
-
-
-def test_verification_is_quick(sandbox: SandboxProcess) -> None:
-    with sandbox.client() as client:
-        client.get("/nosuch")
-        start = time.perf_counter()
-        for _ in range(50):
-            assert client.get("/status/liveness/").status_code == 200
-        assert (time.perf_counter() - start) / 50 < 0.02
