@@ -25,6 +25,7 @@ from typing import Any, Self
 
 import httpx
 import psutil
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 _PR_SET_PDEATHSIG = 1
@@ -61,6 +62,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _busy(error: BaseException) -> bool:
+    """Whether the database refused a transaction: nothing of it was done."""
+    return isinstance(error, httpx.HTTPStatusError) and "Database error" in error.response.text
 
 
 class LocalAirflow:
@@ -232,8 +238,12 @@ class LocalAirflow:
 
     # Airflow's public REST interface
 
+    @retry(retry=retry_if_exception(_busy), wait=wait_fixed(2), stop=stop_after_delay(180), reraise=True)
     def call(self, method: str, path: str, json: Any = None, **params: Any) -> Any:
-        """One call of `/api/v2`; returns the decoded body, raises httpx.HTTPStatusError."""
+        """One call of `/api/v2`; returns the decoded body, raises httpx.HTTPStatusError.
+
+        It is made again while SQLite, which has one writer at a time, is busy.
+        """
         if self._client is None:
             token = httpx.get(f"http://127.0.0.1:{self.port}/auth/token", timeout=120).json()["access_token"]
             self._client = httpx.Client(

@@ -83,12 +83,16 @@ def runs(
     request: pytest.FixtureRequest, airflow: LocalAirflow, cluster: Cluster, example: ExampleRun
 ) -> dict[str, Run]:
     """Every scenario, all started at once: they wait for each other no longer than the slowest takes."""
+    on_slurm = any(item.get_closest_marker("slurm") for item in request.session.items)
+    # Where there is no Slurm, the tests that ask for it say so. It starts while nothing else does.
+    with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+        if on_slurm:
+            request.getfixturevalue("real_slurm")
     cluster.process.post("/faults", FAULTS)
     started = {name: Run.start(airflow, cluster, scenario) for name, scenario in SCENARIOS.items()}
     example.deliver(airflow)
-    if any(item.get_closest_marker("slurm") for item in request.session.items):
-        # Where there is no Slurm, the tests that ask for it say so.
-        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+    with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+        if on_slurm:
             request.getfixturevalue("slurm_runs")
     return started
 
