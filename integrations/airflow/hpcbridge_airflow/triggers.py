@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow.configuration import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from hpcbridge.errors import HpcBridgeError
@@ -75,6 +77,7 @@ class FirecRESTJobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire once: at the end of the job, past the deadline, or when watching it is impossible."""
+        began = time.monotonic()
         payload: dict[str, Any]
         try:
             outcome = await self._attend()
@@ -90,6 +93,7 @@ class FirecRESTJobTrigger(BaseTrigger):
                 "info": outcome.info.to_json(),
                 "tail": outcome.tail,
             }
+        await _let_the_worker_end(began)
         yield TriggerEvent({"version": VERSION, "job_id": self.job_id, **payload})  # type: ignore[no-untyped-call]
 
     async def _attend(self) -> Outcome:
@@ -182,6 +186,7 @@ class FirecRESTTransferTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire once, at the end of the transfer."""
+        began = time.monotonic()
         payload: dict[str, Any]
         limit = asyncio.timeout(_seconds_until(self.deadline))
         try:
@@ -196,7 +201,18 @@ class FirecRESTTransferTrigger(BaseTrigger):
             else:
                 self.log.exception("The transfer failed")
                 payload = {"outcome": "error", "error": None, "message": f"{type(error).__name__}: {error}"}
+        await _let_the_worker_end(began)
         yield TriggerEvent({"version": VERSION, **payload})  # type: ignore[no-untyped-call]
+
+
+async def _let_the_worker_end(began: float) -> None:
+    """Wait until the supervisor of the task that deferred has surely noticed its end.
+
+    It looks every `[workers] min_heartbeat_interval` seconds; a task that is back sooner is failed by the scheduler
+    ("finished with state success, but …"; Airflow 3.3.2).
+    """
+    earliest = began + conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0) + 2.0
+    await asyncio.sleep(max(0.0, earliest - time.monotonic()))
 
 
 def _seconds_until(deadline: str | None) -> float | None:
