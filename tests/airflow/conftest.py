@@ -88,6 +88,8 @@ def runs(
     with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
         if on_slurm:
             request.getfixturevalue("real_slurm")
+    for dag in {scenario.dag for scenario in SCENARIOS.values()}:
+        airflow.wait_for_dag(dag)
     cluster.process.post("/faults", FAULTS)
     started = {name: Run.start(airflow, cluster, scenario) for name, scenario in SCENARIOS.items()}
     example.deliver(airflow)
