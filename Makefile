@@ -20,7 +20,7 @@ REFRAME := $(ENVS)/reframe/bin
 GITLAB := $(ENVS)/gitlab/bin
 # One host each: the extras that its environment installs.
 EXTRAS_core    := sandbox,test
-EXTRAS_airflow := airflow,sandbox,test
+EXTRAS_airflow := airflow,test-airflow,sandbox,test
 EXTRAS_aiida   := aiida,test-aiida,sandbox,test
 EXTRAS_jupyterhub := jupyterhub,test-jupyterhub,sandbox,test
 EXTRAS_reframe := reframe,sandbox,test

@@ -16,6 +16,8 @@ from local_airflow import LocalAirflow
 
 from support.airflow_cluster import EXAMPLES, Cluster, ExampleRun, connection_of, open_cluster
 from support.airflow_runs import FAULTS, SCENARIOS, SYSTEMS, UNTIL_TOLD, Run, Scenario, lines
+from support.postgres import postgres_programs, start_postgres
+from support.programs import give_up
 from support.sandbox import SandboxProcess, start_sandbox
 
 SLURM = "firecrest_slurm"
@@ -39,14 +41,32 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def airflow(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+def database() -> Iterator[dict[str, str]]:
+    """Airflow's setting for a PostgreSQL, as a service would have it; where none is installed, for its own SQLite.
+
+    All scenarios run at once, and SQLite has one writer at a time: on a slow machine it keeps them all waiting.
+    """
+    programs = postgres_programs()
+    if programs is None:
+        if os.environ.get("CI") == "true":
+            give_up("Airflow's database needs PostgreSQL: apt-get install postgresql")
+        yield {}
+        return
+    with start_postgres(programs) as url:
+        yield {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url}
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    cluster: Cluster, database: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
     home = tmp_path_factory.mktemp("airflow")
     dags = home / "dags"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(__file__).parent / "dags", dags, ignore=ignore)
     shutil.copytree(EXAMPLES, dags, ignore=ignore, dirs_exist_ok=True)
     (dags / "rock_salt_slurm.py").write_text(_on_slurm((EXAMPLES / "rock_salt.py").read_text()))
-    settings = {
+    settings = database | {
         "AIRFLOW_CONN_FIRECREST_DEFAULT": json.dumps(connection_of(cluster.process)),
         "AIRFLOW_CONN_FS_DEFAULT": "fs://",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy
 from local_airflow import LocalAirflow
 
 from support.airflow_cluster import Cluster, ExampleRun
@@ -108,8 +109,19 @@ def test_no_secret_is_anywhere(airflow: LocalAirflow, cluster: Cluster, runs: di
     secret = cluster.process.users["alice"].encode()
     # Every token of this issuer begins with the same header; Airflow's own tokens have another.
     header = cluster.process.token().partition(".")[0].encode()
-    for path in Path(airflow.home).rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert secret not in content, path
-            assert header not in content, f"{path} holds a token"
+    files = {str(path): path.read_bytes() for path in Path(airflow.home).rglob("*") if path.is_file()}
+    tables = tables_of(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
+    assert run.id.encode() in tables["task_instance"]
+    for place, content in {**files, **tables}.items():
+        assert secret not in content, place
+        assert header not in content, f"{place} holds a token"
+
+
+def tables_of(url: str) -> dict[str, bytes]:
+    """All that is in a database, by table."""
+    engine = sqlalchemy.create_engine(url)
+    metadata = sqlalchemy.MetaData()
+    metadata.reflect(engine)
+    with engine.connect() as connection:
+        rows = {name: connection.execute(sqlalchemy.select(table)) for name, table in metadata.tables.items()}
+        return {name: repr([tuple(row) for row in each]).encode() for name, each in rows.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -94,7 +95,9 @@ class ExampleRun:
     def start(cls, airflow: LocalAirflow, dag: str, inbox: Path) -> ExampleRun:
         """Trigger it; the structure arrives with `deliver`."""
         inbox.mkdir()
-        shutil.copy(EXAMPLES / "potential.dat", inbox)
+        potential, cells = re.subn(r"(?m)^cells +\d+", "cells 8", (EXAMPLES / "potential.dat").read_text())
+        assert cells == 1, "a smaller sum, which is right to the same digits"
+        (inbox / "potential.dat").write_text(potential)
         return cls(dag, airflow.trigger(dag, {"inbox": str(inbox)}), inbox)
 
     def deliver(self, airflow: LocalAirflow) -> None:
