@@ -6,6 +6,8 @@ Frames of Authlib and httpx hold client secrets and form bodies, so errors are m
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import ssl
 import time
 import warnings
@@ -266,10 +268,12 @@ async def _in_a_thread(make: Callable[..., T], *arguments: Any) -> T:
 
     The first client takes a third of a second, and each as long as it takes to read the authorities' certificates.
     """
+    run = functools.partial(contextvars.copy_context().run, make, *arguments)
     try:
-        return await asyncio.to_thread(make, *arguments)
+        made = asyncio.get_running_loop().run_in_executor(None, run)
     except RuntimeError:  # the interpreter is on its way out, and gives no more threads
         return make(*arguments)
+    return await made
 
 
 def _discovery_urls(token_url: str) -> list[str]:

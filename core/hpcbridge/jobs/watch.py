@@ -33,12 +33,11 @@ from hpcbridge.errors import (
 )
 from hpcbridge.firecrest.client import LONGEST_NAME_FILTER
 from hpcbridge.http.session import at_site
-from hpcbridge.jobs.finder import WINDOWS, lock_owner, window_for
-from hpcbridge.jobs.guard import Places
+from hpcbridge.jobs.finder import WINDOWS, window_for
 from hpcbridge.jobs.ledger import Change, Ledger, Watched, WatchPolicy
-from hpcbridge.jobs.names import is_ours
+from hpcbridge.jobs.races import Races
 from hpcbridge.jobs.spec import expand_indices
-from hpcbridge.jobs.state import LOST_RACE_EXIT, JobInfo, JobState
+from hpcbridge.jobs.state import JobInfo
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FirecrestClient
@@ -133,7 +132,7 @@ class JobWatcher:
         self._refused = 0
         self._refused_since = 0.0
         self._heard: float | None = None
-        self._withdrawn: dict[str, asyncio.Task[None]] = {}
+        self._races = Races(client, system, self.policy, self.info)
 
     def __repr__(self) -> str:
         return f"JobWatcher({self.system}, {len(self._ledger)} jobs)"
@@ -173,7 +172,7 @@ class JobWatcher:
             return await self._task_ended(job_id, on_change, name=name, submitted=submitted_at)
         indices = expand_indices(array) if isinstance(array, str) else tuple(array) if array is not None else None
         info = await self._ended(job_id, on_change, name=name, submitted=submitted_at, expected=indices)
-        owner = await self._owner(info)
+        owner = await self._races.owner(info)
         if owner is None:
             return info
         log.warning("job %s on %s lost to job %s, which holds the lock of its key", job_id, self.system, owner)
@@ -276,40 +275,6 @@ class JobWatcher:
         """A later waiter hears at once what is known."""
         if waiter.on_change is not None and job.info is not None:
             waiter.on_change(job.info)
-
-    async def _withdraw(self, info: JobInfo) -> None:
-        """Cancel what is left of an array whose first tasks found the lock held.
-
-        Every other task would only find the same.
-        """
-        try:
-            if await self._owner(info) is not None:
-                await self.client.cancel(self.system, info.job_id)
-        except HpcBridgeError as error:
-            log.info("array %s lost its lock, and its other tasks could not be cancelled: %s", info.job_id, error)
-
-    async def _owner(self, info: JobInfo) -> str | None:
-        """The id of the job that `info`'s job lost its lock to, or None."""
-        if not _may_have_lost(info):
-            return None
-        info = await self._beyond_placeholder(info)
-        if not is_ours(info.name) or info.workdir is None:
-            return None
-        owner = await lock_owner(self.client, self.system, Places(info.workdir, info.name).lock)
-        return owner if owner != info.job_id else None
-
-    async def _beyond_placeholder(self, info: JobInfo) -> JobInfo:
-        """The info with its work directory, which accounting leaves out of an end's row for some seconds."""
-        deadline = time.monotonic() + self.policy.lag
-        while info.workdir is None and time.monotonic() < deadline:
-            await asyncio.sleep(self.policy.first_tick)
-            try:
-                info = await self.info(info.job_id, name=info.name)
-            except JobNotFound:
-                break
-            except HpcBridgeError as error:
-                log.debug("looking for the work directory of job %s: %s", info.job_id, error)
-        return info
 
     # -- ticking -------------------------------------------------------------------------------------------------------
 
@@ -481,9 +446,8 @@ class JobWatcher:
                 continue
             if change.ended:
                 waiter.done.set_result(change.info)
-        lost = change.info is not None and not change.ended and _may_have_lost(change.info)
-        if lost and change.info is not None and change.job_id not in self._withdrawn:
-            self._withdrawn[change.job_id] = asyncio.create_task(self._withdraw(change.info))
+        if change.info is not None and not change.ended:
+            self._races.withdraw_if_lost(change.info)
 
     def _vanished(self, change: Change) -> JobVanished:
         last = f"; last seen as {change.info.state}" if change.info else ""
@@ -495,11 +459,6 @@ class JobWatcher:
             job_id=change.job_id,
             hint="Look at its output: it may have run and been forgotten",
         )
-
-
-def _may_have_lost(info: JobInfo) -> bool:
-    ends = info.tasks or (info,)
-    return any(end.state is JobState.FAILED and end.exit_code == LOST_RACE_EXIT for end in ends)
 
 
 def _task(array: JobInfo, task_id: str) -> JobInfo | None:
