@@ -10,6 +10,7 @@ import pytest
 
 from support.programs import give_up, require
 from support.sandbox import SandboxProcess, start_sandbox
+from support.staging import clear_leftovers
 
 QUICK = ("--ingress-look", "2", "--accounting-lag", "1")
 # mallory's listings may be broken by a test for good: no other test asks for them.
@@ -77,23 +78,26 @@ def real_slurm(slurm_installed: None) -> Iterator[SandboxProcess]:
         yield started
 
 
+def _lent(started: SandboxProcess) -> Iterator[SandboxProcess]:
+    """A shared sandbox without what another file's tests have left in alice's home, and afterwards without faults."""
+    clear_leftovers(started)
+    yield started
+    started.reset()
+
+
 @pytest.fixture
 def sandbox(local_queue: SandboxProcess) -> Iterator[SandboxProcess]:
     """The shared sandbox with the local queue."""
-    yield local_queue
-    local_queue.reset()
+    yield from _lent(local_queue)
 
 
 @pytest.fixture
 def slurm_sandbox(real_slurm: SandboxProcess) -> Iterator[SandboxProcess]:
     """The shared sandbox with a real Slurm."""
-    yield real_slurm
-    real_slurm.reset()
+    yield from _lent(real_slurm)
 
 
 @pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
 def any_sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxProcess]:
     """Each shared sandbox in turn: one contract, both schedulers."""
-    started: SandboxProcess = request.getfixturevalue("local_queue" if request.param == "local" else "real_slurm")
-    yield started
-    started.reset()
+    yield from _lent(request.getfixturevalue("local_queue" if request.param == "local" else "real_slurm"))

@@ -17,7 +17,7 @@ import hpcbridge
 from hpcbridge.errors import IntegrityError, InvalidPath, TransferError
 from hpcbridge.staging import Progress, get_file, keyed_jobs, put_file
 from support.sandbox import SandboxProcess
-from support.staging import clear_leftovers, connected, leftovers, random_file, sha256
+from support.staging import connected, leftovers, random_file, sha256
 
 PIECE = 5 << 20
 SIZE = 4 * PIECE + 12_345
@@ -34,7 +34,6 @@ async def system(
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(keyed_jobs, "ANSWER_LAG", 2.0)
-    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
 
@@ -58,7 +57,6 @@ async def test_pieces_and_one_job_make_the_file(
     any_sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, big: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    clear_leftovers(any_sandbox)
     seen: list[Progress] = []
     async with connected(any_sandbox) as system:
         before = system.client.session.requests

@@ -20,7 +20,7 @@ from hpcbridge.errors import (
 )
 from hpcbridge.staging import Progress, get_file, put_file
 from support.sandbox import SandboxProcess
-from support.staging import clear_leftovers, connected, leftovers, random_file
+from support.staging import connected, leftovers, random_file
 
 
 @pytest.fixture
@@ -28,7 +28,6 @@ async def system(
     sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
 

@@ -16,7 +16,7 @@ from hpcbridge.staging import Progress, get_file, put_file
 from hpcbridge.staging.plan import download_limit
 from support.sandbox import SandboxProcess
 from support.scale import PROVE
-from support.staging import clear_leftovers, connected, leftovers, random_file, sha256
+from support.staging import connected, leftovers, random_file, sha256
 
 SIZE = 26_000_000
 TOO_SLOW = {"path": "*/ops/checksum", "kind": "status", "status": 408}
@@ -33,7 +33,6 @@ async def system(
     sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setenv("HPCBRIDGE_STATE_DIR", str(tmp_path / "state"))
-    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
     assert list((tmp_path / "state" / "transfers").glob("*")) == []

@@ -13,7 +13,7 @@ import hpcbridge
 from hpcbridge.staging import Progress, get_file, put_file
 from support.sandbox import SandboxProcess
 from support.scale import PROVE
-from support.staging import clear_leftovers, connected, leftovers, random_file, sha256
+from support.staging import connected, leftovers, random_file, sha256
 
 SIZE = 200_000_000 if PROVE else 30_000_000
 SECONDS = 60 if PROVE else 4
@@ -36,7 +36,6 @@ async def system(
     sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
 

@@ -34,7 +34,6 @@ QUICK = ("--ingress-look", "0.5", "--accounting-lag", "0.5", "--user", "alice")
 @pytest.fixture
 async def system(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setattr(keyed_jobs, "ANSWER_LAG", 2.0)
-    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
 
@@ -362,7 +361,6 @@ async def test_an_outage_is_waited_out(
 async def test_a_lost_answer_to_the_submit_makes_no_second_job(
     sandbox: SandboxProcess, tmp_path: Path, direction: str
 ) -> None:
-    clear_leftovers(sandbox)
     source = random_tree(tmp_path / "source", 1_000_000)
     remote = f"{HOME}/lost-{direction}"
     lost = [{"method": "POST", "path": "*/compute/*/jobs", "kind": "drop_after", "count": 1}]

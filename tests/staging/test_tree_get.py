@@ -53,7 +53,6 @@ HOME = "/home/alice/gets"
 @pytest.fixture
 async def system(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setattr(keyed_jobs, "ANSWER_LAG", 2.0)
-    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
     clear_leftovers(sandbox)
@@ -103,7 +102,6 @@ async def test_what_a_kill_while_unpacking_left_is_replaced(
 
 
 async def test_a_small_tree_comes_back_whole(any_sandbox: SandboxProcess, tmp_path: Path, own_state: Path) -> None:
-    clear_leftovers(any_sandbox)
     there = place(any_sandbox, "small")
     seen: list[Progress] = []
     async with connected(any_sandbox) as system:

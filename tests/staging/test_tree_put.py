@@ -47,7 +47,6 @@ async def system(
     sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[hpcbridge.System]:
     monkeypatch.setattr(keyed_jobs, "ANSWER_LAG", 2.0)
-    clear_leftovers(sandbox)
     async with connected(sandbox) as system:
         yield system
     clear_leftovers(sandbox)
@@ -71,7 +70,6 @@ def calls(sandbox: SandboxProcess) -> dict[str, int]:
 async def test_a_small_tree_costs_five_calls_and_keeps_all(
     any_sandbox: SandboxProcess, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clear_leftovers(any_sandbox)
     seen: list[Progress] = []
     async with connected(any_sandbox) as system:
         any_sandbox.delete("/requests")
