@@ -27,6 +27,7 @@ LONGEST = [
     "test_run_handles.py",
     "test_run_slurm.py",
     "test_cli_jobs.py",
+    "test_staging_bench.py",
     "test_tree_copy.py",
     "test_kills.py",
     "test_s3_faults.py",
