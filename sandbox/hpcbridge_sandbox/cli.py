@@ -48,6 +48,7 @@ def sandbox(
     expose: Annotated[
         list[str] | None, typer.Option(help="HOST[:TARGET][:ro]: show a directory to the cluster.")
     ] = None,
+    offline_jobs: Annotated[bool, typer.Option(help="Jobs have no network (local queue, as root).")] = False,
     root_path: Annotated[str, typer.Option(help="URL path prefix, like /hpc/firecrest/v2.")] = "",
     latency: Annotated[float, typer.Option(help="Seconds added before every REST answer.")] = 0.0,
     isolation: Annotated[str, typer.Option(help="auto, namespace or bwrap.")] = "auto",
@@ -96,6 +97,7 @@ def sandbox(
                 accounting_lag=accounting_lag,
                 time_scale=time_scale,
                 max_sessions=max_sessions,
+                offline_jobs=offline_jobs,
                 expose=tuple(Exposed.parse(one) for one in expose or []),
                 latency=latency,
                 token_lifetime=token_lifetime,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import secrets
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 USER_NAME = re.compile(r"^[a-z_][a-z0-9_-]{0,30}$")
 SYSTEM_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -100,6 +101,8 @@ class Settings(BaseModel):
     """Longest run of one command on the "login node" (FirecREST: ``timeout.commandExecution``)."""
     max_sessions: int | None = Field(default=None, ge=1)
     """Concurrent commands per user before "Unable to open a new SSH channel" (OpenSSH's default is 10)."""
+    offline_jobs: bool = False
+    """Jobs have no network, as on compute nodes behind no router; transfer jobs are jobs."""
     max_ops_file_size: int = 5 * 1024 * 1024
     isolation: Literal["auto", "namespace", "bwrap"] = "auto"
     expose: tuple[Exposed, ...] = ()
@@ -110,6 +113,15 @@ class Settings(BaseModel):
         if not host.startswith("127.") or not ipaddress.IPv4Address(host).is_loopback:
             raise ValueError(f"{host} is not a loopback address; the sandbox serves this machine only")
         return host
+
+    @field_validator("offline_jobs")
+    @classmethod
+    def _only_our_own_jobs(cls, wanted: bool, given: ValidationInfo) -> bool:
+        if wanted and given.data.get("scheduler") != "local":
+            raise ValueError("Slurm starts its jobs itself; the local queue's can be without network")
+        if wanted and os.geteuid() != 0:
+            raise ValueError("only root can take the network away from jobs")
+        return wanted
 
     @field_validator("streamer_ports", mode="before")
     @classmethod

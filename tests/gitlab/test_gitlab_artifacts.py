@@ -1,16 +1,21 @@
-"""Artifacts, reports and caches with no network, no git and no gitlab-runner on the node."""
+"""Artifacts, reports and caches with no git and no gitlab-runner on the node; as root with no network there either."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
+import re
 import zipfile
+from collections.abc import Iterator
 
 import pytest
 
-from support.gitlab_bench import Bench
+from support.gitlab_bench import Bench, bench
 from support.gitlab_runner import Runner
 from support.gitlab_scripts import Recipe
+from support.programs import give_up
+from support.sandbox import start_sandbox
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -28,10 +33,19 @@ def names(data: bytes) -> set[str]:
 
 
 @pytest.fixture(scope="module")
+def local_bench() -> Iterator[Bench]:
+    """A runner's host whose cluster's nodes have no network."""
+    flags = ("--accounting-lag", "1", "--user", "alice", *(["--offline-jobs"] if os.geteuid() == 0 else []))
+    with start_sandbox(*flags) as sandbox, bench(sandbox) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
 def producer(local_bench: Bench) -> Runner:
     """A job that makes artifacts, reports and a cache."""
     script = [
         "PATH=/nowhere; type git gitlab-runner 2>/dev/null || echo neither here; PATH=/usr/bin:/bin",
+        "cat /proc/net/dev | sed '1,2d;s/:.*//;s/^ */device /'",
         "mkdir -p out/deep deps; echo 1 > out/deep/x.txt; echo 2 > out/y.txt; echo no | tee out/secret.txt > out/z.dat",
         "echo a > a.log; echo c > c.log; printf 'odd\\n' > 'out/a name\twith ü.txt'",
         f'printf %s "{JUNIT}" > junit.xml; echo VERSION=1.2 > build.env; echo cached > deps/lib',
@@ -50,6 +64,13 @@ def test_artifacts_and_reports_arrive(local_bench, producer):
     assert gzip.decompress(job.artifact("junit").data).decode() == JUNIT  # type: ignore[union-attr]
     assert gzip.decompress(job.artifact("dotenv").data) == b"VERSION=1.2\n"  # type: ignore[union-attr]
     assert "Missing gitlab-runner" not in producer.log
+
+
+def test_the_node_has_no_network_git_or_runner(producer):
+    if os.geteuid() != 0:
+        give_up("only root can take the network away from jobs")
+    assert re.findall("^device (.*)", producer.log, re.MULTILINE) == ["lo"], producer.log
+    assert "neither here" in producer.log
 
 
 def test_artifacts_and_cache_of_an_earlier_job_are_there(local_bench, producer):

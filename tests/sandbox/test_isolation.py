@@ -10,11 +10,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from support.programs import require
+from support.programs import give_up, require
 from support.sandbox import SandboxProcess, alive, children_of, start_sandbox
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,23 @@ def run_job(sandbox: SandboxProcess, script: str, user: str = "alice") -> str:
                 return client.get(f"/filesystem/{sandbox.system}/ops/download", params={"path": f"{home}/job.out"}).text
             time.sleep(0.2)
     raise AssertionError("the job did not end")
+
+
+def test_jobs_without_network_reach_nothing() -> None:
+    if os.geteuid() != 0:
+        give_up("only root can take the network away from jobs")
+    with start_sandbox("--accounting-lag", "0", "--offline-jobs") as sandbox:
+        reach = f"(exec 3<>/dev/tcp/127.0.0.1/{urlsplit(sandbox.url).port}) 2>&1 && echo reached"
+        told = run_job(sandbox, f"{reach}; cat /proc/net/dev | wc -l")
+    assert "Network is unreachable" in told
+    assert told.endswith("3\n"), "the loopback device alone, which is down"
+
+
+def test_the_jobs_of_slurm_keep_their_network() -> None:
+    command = [sys.executable, "-m", "hpcbridge_sandbox", "--scheduler", "slurm", "--offline-jobs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--offline-jobs" in done.stderr
 
 
 def test_jobs_do_not_see_the_clients_directories(isolated: SandboxProcess, tmp_path: Path) -> None:

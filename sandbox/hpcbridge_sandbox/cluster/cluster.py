@@ -204,6 +204,7 @@ class Cluster:
         stdout: Output = None,
         stderr: Output = None,
         clean_env: bool = False,
+        offline: bool = False,
     ) -> ClusterProcess:
         """Start a long-running process as ``user`` in a session of its own; it takes no session slot.
 
@@ -216,10 +217,11 @@ class Cluster:
             stdout: a descriptor, `PIPE`, a path that the user truncates and writes, or None to drop it.
             stderr: the same, or `STDOUT`.
             clean_env: start from an empty environment.
+            offline: with no network, not even this machine's own; only when `is_root`.
 
         A program or path that cannot be opened shows as exit code 127 or 126 with a line on standard error.
         """
-        request = self._request(user, argv, cwd, env, clean_env=clean_env)
+        request = self._request(user, argv, cwd, env, clean_env=clean_env) | {"offline": offline}
         return await self._start_piped(user, request, stdin, stdout, stderr)
 
     async def spawn_root(

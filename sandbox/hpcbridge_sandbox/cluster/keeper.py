@@ -4,7 +4,7 @@ It runs as a plain file (``python -I -S keeper.py FD``) with nothing but the sta
 its environment are out of sight once the tree stands. The server talks to it over the SOCK_SEQPACKET socket FD in JSON:
 
     -> {"op": "spawn", "id": n, "argv": […], "cwd": …, "env": {…}, "ids": [uid, gid, [groups]] | null,
-        "files": {"1": [path, flags]}}                       with the descriptors of stdin, stdout and stderr
+        "files": {"1": [path, flags]}, "offline": bool}      with the descriptors of stdin, stdout and stderr
     <- {"id": n, "pid": p}   then, when it has ended,   {"id": n, "status": wait status}
     -> {"op": "signal", "id": n, "signal": s, "group": bool}
 
@@ -32,6 +32,7 @@ MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_RELATIME = (
     1024, 2048, 4096, 8192, 16384, 1 << 18, 1 << 21,
 )  # fmt: skip
 MNT_DETACH = 2
+CLONE_NEWNET = 0x40000000
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 CAPABILITY_VERSION_3 = 0x20080522
 LARGEST_PACKET = 256 * 1024
@@ -136,6 +137,8 @@ def child(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
             os.dup2(source, target, inheritable=True)
         os.closerange(3, 4096)
         os.umask(0o022)
+        if request.get("offline"):
+            check(libc.unshare(CLONE_NEWNET), "a network namespace")
         if request["ids"] is not None:
             uid, gid, groups = request["ids"]
             os.setgroups(groups)

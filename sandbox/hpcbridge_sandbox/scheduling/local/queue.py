@@ -34,15 +34,15 @@ FLUSH_DELAY = 0.1
 class Queue:
     """Jobs by id, in the order of their ids, and the processes of those that run."""
 
-    def __init__(self, cluster: Cluster, store: Store, accounting: Accounting) -> None:
-        """Make a queue over the cluster."""
+    def __init__(self, cluster: Cluster, store: Store, accounting: Accounting, *, offline: bool = False) -> None:
+        """Make a queue over the cluster; with ``offline`` its jobs have no network."""
         self.accounting = accounting
         self.jobs: dict[int, Job] = {}
         self.by_user: defaultdict[str, dict[int, Job]] = defaultdict(dict)
         self.arrays: defaultdict[int, list[Job]] = defaultdict(list)
         self._cluster = cluster
         self._ledger = Ledger(store)
-        self._runner = Runner(cluster)
+        self._runner = Runner(cluster, offline=offline)
         self._request_ids: dict[int, int] = {}
         self._waiting: dict[int, Job] = {}
         self._live: defaultdict[str, int] = defaultdict(int)

@@ -138,9 +138,10 @@ def slurm_environment(job: Job) -> dict[str, str]:
 class Runner:
     """Starts batch scripts in the cluster and keeps their spooled copies until they end."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, offline: bool = False) -> None:
         """Put the queue's own ``srun`` into every user's spool."""
         self._cluster = cluster
+        self._offline = offline
         for name in cluster.users:
             tools = cluster.host_path(f"{SPOOL}/{name}/bin")
             tools.mkdir(mode=0o755, exist_ok=True)
@@ -170,7 +171,7 @@ class Runner:
         mode = "append" if job.request.options.append or job.restarts else "truncate"
         script = f"{SPOOL}/{user.name}/{directory.name}/slurm_script"
         argv = ["/bin/sh", "-c", _LAUNCH, "slurmstepd", mode, *log_paths(job), job.request.workdir, script]
-        return await self._cluster.spawn(user, argv, cwd="/", env=environment, clean_env=True)
+        return await self._cluster.spawn(user, argv, cwd="/", env=environment, clean_env=True, offline=self._offline)
 
     def clean(self, job: Job) -> None:
         """Drop the spooled copy of a job that has ended."""

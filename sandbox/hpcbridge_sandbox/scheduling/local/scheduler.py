@@ -61,7 +61,7 @@ class LocalScheduler:
 
     async def start(self) -> None:
         """Take up the jobs that the state directory knows."""
-        self._queue = Queue(self._cluster, self._store, self.accounting)
+        self._queue = Queue(self._cluster, self._store, self.accounting, offline=self._settings.offline_jobs)
         self._queue.start()
 
     async def stop(self) -> None:
