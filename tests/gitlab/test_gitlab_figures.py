@@ -1,7 +1,6 @@
 """Figures, measured by `make prove-gitlab` on a quiet machine: what a stage and the driver's start cost in time.
 
-They hold for a machine on which a bare httpx client gets to its first request within 0.3 s of its process's start. A
-slower or busier one is measured beside them, and given as much more.
+A bare httpx client is measured beside them: how much of each figure is the machine's and Python's.
 """
 
 from __future__ import annotations
@@ -62,11 +61,6 @@ def door() -> Iterator[Door]:
     made.listener.close()
 
 
-def slower(bare: list[float]) -> float:
-    """By how much this machine is slower than the figures' own."""
-    return max(1.0, statistics.median(bare) / 0.3)
-
-
 def rounded(values: list[float]) -> list[float]:
     return sorted(round(value, 2) for value in values)
 
@@ -80,8 +74,8 @@ def test_a_stage_adds_less_than_one_and_a_half_seconds(host, door):
         runner = host.runner(Recipe(["true"], ["true"]), driver={"tick": 1, "agent_tick": 0.3}).run()
         took += [s.seconds for s in runner.stages if s.name in ("prepare_script", "after_script")]
         bare += [door.bare() for _ in range(3)]
-    print(f"stages: {rounded(took)}; httpx alone: {rounded(bare)}, {slower(bare):.1f} times as slow as a usual machine")
-    assert statistics.median(took) < 1.5 * slower(bare)
+    print(f"stages: {rounded(took)}; httpx alone: {rounded(bare)}")
+    assert statistics.median(took) < 1.5
 
 
 @pytest.mark.timeout(600)
@@ -100,5 +94,5 @@ def test_the_drivers_start_takes_less_than_600_ms(host, door, tmp_path):
     door.seconds(program, env=env, cwd=tmp_path)  # the first one fetches the token that the others find
     pairs = [(door.seconds(program, env=env, cwd=tmp_path), door.bare()) for _ in range(9)]
     took, bare = (list(column) for column in zip(*pairs, strict=True))
-    print(f"start: {rounded(took)}; httpx alone: {rounded(bare)}, {slower(bare):.1f} times as slow as a usual machine")
-    assert statistics.median(took) < 0.6 * slower(bare)
+    print(f"start: {rounded(took)}; httpx alone: {rounded(bare)}")
+    assert statistics.median(took) < 0.6
