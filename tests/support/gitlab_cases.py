@@ -14,7 +14,10 @@ from support.gitlab_scripts import Recipe
 
 NEVER_STARTS = 'options = ["--begin=now+3600"]'
 ALWAYS = [{"paths": ["out"], "artifact_type": "archive", "when": "always"}]
-LONG = ["mkdir -p out; echo partial > out/r.txt", "echo started; bash -c 'set -m; sleep 300 & wait'", "echo never"]
+# Other cases sleep on the same node: each has a sleep of its own.
+SLEEPERS = 'grep -slxz "[0]$CI_JOB_ID" /proc/[0-9]*/cmdline | wc -l'
+_SLEEP = f'set -m; sleep 300 0$CI_JOB_ID & until [ "$({SLEEPERS})" = 1 ]; do sleep 0.1; done; echo started; wait'
+LONG = ["mkdir -p out; echo partial > out/r.txt", f"bash -c '{_SLEEP}'", "echo never"]
 
 HOSTILE = (
     bytes(range(1, 256))
@@ -175,10 +178,7 @@ def _kept(name: str, act: Callable[[Bench, Runner], None], outcome: str, **optio
         assert bench.states(runner) == ["COMPLETED"]
 
     def recipe() -> Recipe:
-        count = (
-            "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f 2>/dev/null; echo; done | grep -cx 'sleep 300 ' || true"
-        )
-        return Recipe(LONG, [f'echo "after on the same node, $({count}) sleeping"'], artifacts=ALWAYS)
+        return Recipe(LONG, [f'echo "after on the same node, $({SLEEPERS}) sleeping"'], artifacts=ALWAYS)
 
     return Case(name, recipe, check, _when("started\n", act), options=options)
 
