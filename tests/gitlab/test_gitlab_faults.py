@@ -90,8 +90,8 @@ def test_the_lease_ends_what_a_killed_runner_has_left(any_host: Bench, record_pr
     def state() -> str:
         with any_host.sandbox.client("alice") as client:
             rows = client.get(f"/compute/{any_host.sandbox.system}/jobs").json()["jobs"]
-        (listed,) = [item for item in rows if f"/{spec.wanted}-" in (item["workingDirectory"] or "")]
-        return str(listed["status"]["state"])
+        listed = [item for item in rows if f"/{spec.wanted}-" in (item["workingDirectory"] or "")]
+        return str(listed[0]["status"]["state"]) if listed else "not accounted for yet"
 
     wait_for(lambda: state() == "FAILED", 60, "the allocation's end")
     records = any_host.root / "state" / "jobs"

@@ -80,7 +80,9 @@ class Coordinator:
         self.heads: dict[str, str] = {}
         """Commit of each project."""
         self.hidden: set[str] = set()
-        """Paths of projects whose repository is not served for now."""
+        """Paths of projects whose repository is not served …"""
+        self.admitted: set[int] = set()
+        """… except to these jobs."""
         self._ids = itertools.count(random.randrange(1_000, 900_000) * 1_000)
         self._lock = threading.Lock()
         self.key = new_key()
@@ -289,10 +291,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _repository(self) -> None:
         """A repository's files, as git's dumb HTTP protocol wants them, for whom a job token admits."""
         given = base64.b64decode((self.headers.get("Authorization") or "Basic Og==").partition(" ")[2]).decode()
-        if given.partition(":")[2] not in {job.token for job in self.coordinator.jobs.values()}:
+        jobs = {job.token: job.id for job in self.coordinator.jobs.values()}
+        asking = jobs.get(given.partition(":")[2])
+        if asking is None:
             self._answer(401, WWW_Authenticate='Basic realm="git"')
             return
-        if any(self.path.startswith(f"/{hidden}.git/") for hidden in self.coordinator.hidden):
+        hidden = any(self.path.startswith(f"/{project}.git/") for project in self.coordinator.hidden)
+        if hidden and asking not in self.coordinator.admitted:
             self._answer(503)
             return
         path = (self.coordinator.repositories / self.path.partition("?")[0].lstrip("/")).resolve()
