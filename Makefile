@@ -95,7 +95,7 @@ test-staging: env-core ## files and trees alone
 test-sandbox: env-core ## the sandbox alone
 	$(CORE)/pytest $(SIDE_BY_SIDE) tests/sandbox $(PYTEST_ARGS)
 test-airflow: env-airflow ## the Airflow provider alone
-	$(AIRFLOW)/pytest tests/airflow --timeout=1200 $(PYTEST_ARGS)
+	$(AIRFLOW)/pytest tests/airflow --timeout=600 --maxfail=5 $(PYTEST_ARGS)
 test-aiida: env-aiida ## the AiiDA plugin alone
 	$(AIIDA)/pytest -n 2 --dist loadfile tests/aiida --timeout=900 $(PYTEST_ARGS)
 test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
