@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,23 @@ def test_a_trigger_of_the_first_version_loads() -> None:
         "version": 1,
     }
     assert FirecRESTJobTrigger(**stored).serialize()[1] == stored
+
+
+@pytest.mark.parametrize("kind", ["job", "transfer"])
+async def test_a_trigger_does_not_fire_before_the_worker_is_seen_to_have_ended(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow's scheduler fails a task that is back sooner; what ends at once here is a connection that cannot be."""
+    monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "firecrest", "host": "no-url", "extra": {}}))
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0.5")
+    triggers = {
+        "job": FirecRESTJobTrigger("c", "daint", "17"),
+        "transfer": FirecRESTTransferTrigger("c", {}),
+    }
+    began = time.monotonic()
+    (event,) = [event async for event in triggers[kind].run()]
+    assert event.payload["outcome"] == "error"
+    assert time.monotonic() - began >= 2.5
 
 
 def test_an_attempt_of_the_first_version_loads() -> None:
