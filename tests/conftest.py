@@ -29,6 +29,8 @@ LONGEST = [
     "test_cli_jobs.py",
     "test_staging_bench.py",
     "test_tree_copy.py",
+    "test_tree_sync_jobs.py",
+    "test_tree_sync_states.py",
     "test_kills.py",
     "test_s3_faults.py",
     "test_outage_staging.py",
