@@ -59,6 +59,27 @@ def test_wait_needs_no_poll(sandbox: SandboxProcess, tmp_path: Path) -> None:
         assert (tmp_path / STAGE / "B/rfm_job.out").read_text() == "out\n"
 
 
+def test_a_job_that_never_began_takes_nothing_away(sandbox: SandboxProcess, tmp_path: Path) -> None:
+    """Nothing was laid out on the cluster: what is missing there was not removed by the job."""
+    with partition(tmp_path, sandbox.client_env()) as part:
+        directory = tmp_path / STAGE / "N"
+        directory.mkdir(parents=True)
+        (directory / "input").write_text("of the test")
+        job = make_job(part, directory, ["rm input"], sched_options=["--begin=now+1hour"])
+        job.submit()
+        deadline = time.monotonic() + 60
+        while job.state != "PENDING":
+            assert time.monotonic() < deadline
+            part.scheduler.poll(job)
+            time.sleep(0.1)
+        with sandbox.client() as client:
+            assert client.delete(f"/compute/{sandbox.system}/jobs/{job.jobid}").status_code < 300
+        with pytest.raises(JobError, match="cancelled by somebody else"):
+            job.wait()
+        assert job.state == "CANCELLED"
+        assert {path.name for path in directory.iterdir()} >= {"input", "rfm_job.sh"}
+
+
 def test_what_must_not_stop_the_session_is_said_by_the_job(sandbox: SandboxProcess, tmp_path: Path) -> None:
     with partition(tmp_path, sandbox.client_env()) as part:
         job = make_job(part, tmp_path / STAGE / "C", ["true"])

@@ -62,6 +62,8 @@ class Bringing:
         entries, since = await self._listing(remote, marker, outputs)
         wanted = {path: entry for path, entry in entries.items() if self._differs(entry, known.get(path), since)}
         gone = [path for path in known if path not in entries and known[path].entry.kind is not Kind.DIRECTORY]
+        if not since:  # a job that never began has removed nothing: it was never there
+            gone = []
         files = {path: entry for path, entry in wanted.items() if entry.kind is Kind.FILE}
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="bring-", dir=self.scratch))
         try:
@@ -72,7 +74,7 @@ class Bringing:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _listing(self, remote: str, marker: str, outputs: tuple[str, ...]) -> tuple[dict[str, Entry], int]:
-        """Every entry that is kept, and the time of the layout's end (s since 1970, the cluster's clock)."""
+        """Every entry that is kept, and when the layout ended (s since 1970, the cluster's clock; 0: it has not)."""
         for pause in (*LATE, None):
             found = await self.fetching.listing(remote)
             names = {entry.name for entry in found}

@@ -7,6 +7,7 @@ allocation.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from reframe.core.exceptions import JobBlockedError, JobError, JobSchedulerError
 from reframe.core.schedulers.slurm import SlurmJobScheduler, _create_nodes, _SlurmJob
 from reframe.utility import nodelist_expand
 
-from hpcbridge import JobInfo
+from hpcbridge import JobInfo, JobState
 from hpcbridge.errors import HpcBridgeError
 from hpcbridge_reframe import nodes
 from hpcbridge_reframe.course import Course, Request
@@ -63,14 +64,14 @@ class FirecrestScheduler(SlurmJobScheduler):  # type: ignore[misc]
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def submit(self, job: FirecrestJob) -> None:
-        """Begin to ship and submit it; returns at once."""
+        """Begin to ship and submit it; returns at once. Raises JobError for a file outside of the job's directory."""
         directory = Path(job.workdir).absolute()
         request = Request(
             job.name,
             str(directory),
-            job.script_filename,
-            job.stdout,
-            job.stderr,
+            _below(directory, job.script_filename),
+            _below(directory, job.stdout),
+            _below(directory, job.stderr),
             bool(job.is_array),
             tuple(job.sched_access) if self._sched_access_in_submit else (),
         )
@@ -102,7 +103,7 @@ class FirecrestScheduler(SlurmJobScheduler):  # type: ignore[misc]
     def _give_up_waiting(self, job: FirecrestJob, course: Course) -> None:
         """End a job that waits in the queue for too long, or for a reason that does not go away by itself."""
         info = course.info
-        if info is None or course.queued is None or course.was_cancelled or not info.state.is_queued:
+        if info is None or course.queued is None or course.was_cancelled or not _is_queued(job.state):
             return
         reason = info.reason or "unknown"
         if reason.partition(",")[0].strip() in (self._cancel_reasons or ()):
@@ -170,6 +171,19 @@ class FirecrestScheduler(SlurmJobScheduler):  # type: ignore[misc]
     def _get_nodes_by_name(self, nodespec: str) -> set[Any]:
         names = set(nodelist_expand(nodespec))
         return {node for node in self.allnodes() if node.name in names}
+
+
+def _is_queued(state: str | None) -> bool:
+    """Whether a job, or every task of an array, waits in the queue."""
+    return bool(state) and all(JobState.parse(each).is_queued for each in str(state).split(","))
+
+
+def _below(directory: Path, name: str) -> str:
+    """A file's path relative to the job's directory; ReFrame has both kinds. Raises JobError for any elsewhere."""
+    relative = os.path.relpath(directory / name, directory)
+    if relative == ".." or relative.startswith("../"):
+        raise JobError(f"{name} lies outside of the job's directory {directory}: the cluster has nothing but that")
+    return relative
 
 
 def _take(job: FirecrestJob, info: JobInfo, over: bool) -> None:

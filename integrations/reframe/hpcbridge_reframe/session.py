@@ -142,7 +142,8 @@ class Session:
             raise
 
     def finish(self) -> None:
-        """At the end of the process: wait for what is being cancelled, and tidy up on the cluster."""
+        """At the end of the process: wait for what is being cancelled, and tidy up on the cluster. Done once."""
+        atexit.unregister(self.finish)
         self._all.pop((self.options, self.stage), None)
         deadline = time.monotonic() + ENOUGH
         try:
