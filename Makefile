@@ -31,7 +31,7 @@ ADAPTERS := airflow aiida jupyterhub reframe gitlab
 HOSTS := core $(ADAPTERS)
 PARTS := core staging sandbox $(ADAPTERS)
 # Previews: their tests are run by name (`make test-aiida`) and are no part of `make test`.
-PREVIEWS := aiida jupyterhub reframe
+PREVIEWS := aiida jupyterhub
 
 .PHONY: help
 help: ## list the targets

@@ -58,12 +58,13 @@ def many(folder: Path, sandbox: SandboxProcess) -> Outcome:
 
 
 def check_times(folder: Path) -> dict[str, float]:
-    """A call that waited for the network once would take two round trips."""
+    """No call waits for the network, not even once. (Beside other tests, others have the processor in between.)"""
     took = json.loads((folder / "timings.json").read_text())
     assert len(took["submit"]) == COUNT
     figures = {f"{name} (median)": statistics.median(values) for name, values in took.items()}
-    assert max(figures.values()) < 0.05, figures
-    return figures | {f"{name} (longest)": max(values) for name, values in took.items()}
+    longest = {f"{name} (longest)": max(values) for name, values in took.items()}
+    assert max((longest if PROVE else figures).values()) < 0.05, (figures, longest)
+    return figures | longest
 
 
 def check_requests(sandbox: SandboxProcess, folder: Path) -> dict[str, int]:

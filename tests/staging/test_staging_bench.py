@@ -30,7 +30,7 @@ def run(part: str, tmp_path: Path) -> Any:
 @pytest.mark.needs("curl")
 def test_files_beside_pyfirecrest_and_the_raw_limit(tmp_path: Path) -> None:
     found = run("files", tmp_path)
-    assert {row["by"] for row in found["files"]} == {"hpcbridge", "pyfirecrest", "curl", "dd"}
+    assert {row["by"] for row in found["files"]} == {"hpcbridge", files.UNCHECKED, "pyfirecrest", "curl", "dd"}
     runs = {(row["direction"], row["size"], row["by"]): row["runs"][0] for row in found["files"]}
     up = runs["up", 1_000_000, "hpcbridge"]
     assert up["counts"] == {

@@ -12,7 +12,7 @@ from hpcbridge.staging.context import PATIENCE, Transfer, task_group
 from hpcbridge.staging.local import LocalFile
 from hpcbridge.staging.names import RemotePath
 from hpcbridge.staging.partfile import PartFile, Source
-from hpcbridge.staging.plan import RANGE, Verify
+from hpcbridge.staging.plan import RANGE
 from hpcbridge.staging.progress import Phase
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ async def put(t: Transfer, source: LocalFile, target: RemotePath) -> str | None:
     Raises IntegrityError.
     """
     data = await asyncio.to_thread(source.read, 0, source.size)
-    digest = hashlib.sha256(data).hexdigest()
     for last in (False, True):
         t.reporter.phase(Phase.UPLOADING, done=0)
-        await t.client.upload(t.name, target.directory, target.name, data, patience=PATIENCE)
+        async with task_group() as group:
+            hashing = group.create_task(asyncio.to_thread(_sha256, data)) if digests.wanted(t) else None
+            await t.client.upload(t.name, target.directory, target.name, data, patience=PATIENCE)
         t.reporter.add(len(data))
         try:
-            return await digests.check(t, target, len(data), None if t.verify is Verify.SIZE else digest)
+            return await digests.check(t, target, len(data), hashing.result() if hashing else None)
         except IntegrityError:
             if last:
                 raise
@@ -53,8 +54,7 @@ async def get(t: Transfer, remote: RemotePath, before: FileStat) -> str | None:
     for _ in range(SNAPSHOTS):
         t.reporter.phase(Phase.DOWNLOADING, done=0)
         data, agreed = await _with_digest(t, remote)
-        digest = hashlib.sha256(data).hexdigest()
-        if len(data) == before.size and agreed in (None, digest):
+        if len(data) == before.size and (agreed is None or agreed == await asyncio.to_thread(_sha256, data)):
             await asyncio.to_thread(_store, t, data)
             return agreed
         after = await t.client.stat(t.name, str(remote), dereference=True, patience=PATIENCE)
@@ -68,12 +68,15 @@ async def get(t: Transfer, remote: RemotePath, before: FileStat) -> str | None:
 async def _with_digest(t: Transfer, remote: RemotePath) -> tuple[bytes, str | None]:
     """The content, and the SHA-256 that the system computes meanwhile, if it is wanted."""
     async with task_group() as group:
-        wanted = t.verify in (Verify.AUTO, Verify.SHA256)
-        summing = group.create_task(digests.remote_sha256(t, remote)) if wanted else None
+        summing = group.create_task(digests.remote_sha256(t, remote)) if digests.wanted(t) else None
         data = await t.client.download(t.name, str(remote), patience=PATIENCE)
         t.reporter.add(len(data))
         t.reporter.phase(Phase.VERIFYING)
     return data, summing.result() if summing else None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _store(t: Transfer, data: bytes) -> None:

@@ -21,6 +21,7 @@ from reframe.core.schedulers.slurm import SlurmJobScheduler, _create_nodes, _Slu
 from reframe.utility import nodelist_expand
 
 from hpcbridge import JobInfo, JobState
+from hpcbridge._preload import preload
 from hpcbridge.errors import HpcBridgeError
 from hpcbridge_reframe import nodes
 from hpcbridge_reframe.course import Course, Request
@@ -50,6 +51,7 @@ class FirecrestScheduler(SlurmJobScheduler):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        preload()  # before the first submit, rather than beside it
         self._options = Options.of(rt.runtime().get_option(self._config_prefix))
         self._nodes: tuple[float, list[str]] | None = None
 
