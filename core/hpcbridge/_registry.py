@@ -45,6 +45,7 @@ class Entry:
         self.session: HttpSession = HttpSession(site, credential)
         self.client: FirecrestClient = FirecrestClient(self.session)
         self.users: dict[str, str] = {}
+        self.users_turn = asyncio.Lock()
         self.homes: dict[str, str] = {}
         self._watchers: dict[str, JobWatcher] = {}
         self._holders = 0

@@ -381,9 +381,10 @@ class System:
             return await self._user(entry, name)
 
     async def _user(self, entry: _registry.Entry, name: str, patience: float | None = None) -> str:
-        if name not in entry.users:
-            entry.users[name] = (await entry.client.userinfo(name, patience=patience)).name
-        return entry.users[name]
+        async with entry.users_turn:  # who asks meanwhile waits for the answer that is under way
+            if name not in entry.users:
+                entry.users[name] = (await entry.client.userinfo(name, patience=patience)).name
+            return entry.users[name]
 
     async def home(self) -> str:
         """The user's own directory: `<file system>/<user>` on the default file system, else on the first that has one.

@@ -88,6 +88,15 @@ async def test_a_name_that_is_known_from_before_is_not_asked_for(sandbox: Sandbo
         assert await hpc.system().user(known="bobby") == "bob", "what the server says counts"
 
 
+async def test_many_who_ask_for_the_name_at_once_ask_once(sandbox: SandboxProcess) -> None:
+    sandbox.delete("/requests")
+    async with hpcbridge.connect(**options(sandbox)) as hpc:
+        system = hpc.system()
+        names = await asyncio.gather(*(system.user() for _ in range(20)), system.home())
+    assert names == ["alice"] * 20 + ["/home/alice"]
+    assert sandbox.get("/requests")["counts"]["GET /status/{}/userinfo"] == 1
+
+
 async def test_open_holds_until_as_many_acloses(sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_registry, "LINGER", 0.1)
     hpc = await hpcbridge.connect(**options(sandbox)).open()
