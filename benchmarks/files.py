@@ -176,14 +176,20 @@ def warm_lines(found: Table) -> list[list[str]]:
     ]
 
 
+def after_job(rows: list[Row]) -> float | None:
+    """The median of those whose job was seen to end (a log may be gone before it is looked at); None: of none."""
+    seen = [row for row in rows if "after_job" in row]
+    return mid(seen, "after_job") if seen else None
+
+
 def after_job_lines(found: Table) -> list[list[str]]:
     """From the end of the server's egress job on."""
     shown = []
     for (direction, size), clients in found.items():
-        if direction == "down" and all("after_job" in row for name in CLIENTS for row in clients[name]):
-            times = [mid(like(clients), "after_job"), mid(clients["pyfirecrest"], "after_job")]
+        ours, theirs = after_job(like(clients)), after_job(clients["pyfirecrest"])
+        if direction == "down" and ours is not None and theirs is not None:
             curl = mid(clients["curl"], "seconds")
-            shown.append([f"{size / MB:g} MB", *(f"{each:.2f}" for each in (*times, curl)), f"{times[0] / curl:.2f}"])
+            shown.append([f"{size / MB:g} MB", *(f"{each:.2f}" for each in (ours, theirs, curl)), f"{ours / curl:.2f}"])
     return shown
 
 

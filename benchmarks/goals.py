@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.files import SMALL, Table, delivered, like
+from benchmarks.files import SMALL, Table, after_job, delivered, like
 from benchmarks.transfers import Row, besides_polling, mid
 
 MB = 1_000_000
@@ -70,11 +70,11 @@ def _after_job(found: Table) -> list[Goal]:
     return [
         Goal(
             f"down {size / MB:g} MB: from the job's end to the last byte / curl",
-            mid(like(rows), "after_job") / mid(rows["curl"], "seconds"),
+            after / mid(rows["curl"], "seconds"),
             BESIDE_CURL,
         )
         for (direction, size), rows in found.items()
-        if direction == "down" and size == 200 * MB and all("after_job" in row for row in like(rows))
+        if direction == "down" and size == 200 * MB and (after := after_job(like(rows))) is not None
     ]
 
 

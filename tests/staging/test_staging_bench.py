@@ -68,6 +68,15 @@ def test_a_missed_goal_is_a_failure() -> None:
         assert sum(not goal.met for goal in goals.of_files(table)) == missed
 
 
+def test_jobs_that_were_not_seen_to_end_are_left_out() -> None:
+    curl = {"seconds": 0.5}
+    table: files.Table = {("down", 200_000_000): {files.UNCHECKED: [{"after_job": 1.0}, {}], "curl": [curl]}}
+    table["down", 200_000_000]["pyfirecrest"] = [{"after_job": 2.0}]
+    assert files.after_job_lines(table) == [["200 MB", "1.00", "2.00", "0.50", "2.00"]]
+    table["down", 200_000_000][files.UNCHECKED] = [{}]
+    assert files.after_job_lines(table) == []
+
+
 def test_polling_does_not_count_but_each_answer_does() -> None:
     counts = {"GET /status/systems": 1, "POST /compute/{}/jobs": 1, "GET /compute/{}/jobs": 7}
     counts["GET /filesystem/{}/ops/download"] = 4
