@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.jupyterhub_fleet import LATE, Fleet, launch
+from support.jupyterhub_fleet import LATE, LATE_SECONDS, Fleet, launch
 from support.jupyterhub_hub import cancel, job_state, wait_for
 from support.sandbox import SandboxProcess
 
@@ -90,7 +90,9 @@ def test_start_time_out_cancels_the_job(fleet: Fleet, state: str) -> None:
     fleet.start(name, fleet.queue()[0] if state == "pending" else "silent")
     job = fleet.hub.wait_state("alice", name, "job_id")
     fleet.hub.wait_gone("alice", name)
-    assert "timeout" in fleet.page(name).lower()
+    page = fleet.page(name)
+    assert f"did not start within {LATE_SECONDS} seconds" in page
+    assert f"The job {job} " in page
     wait_for(lambda: job_state(fleet.cluster, job) == "CANCELLED", 30, "the job to be cancelled")
 
 

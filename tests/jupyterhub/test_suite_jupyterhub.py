@@ -43,7 +43,7 @@ markers =
 
 @pytest.mark.timeout(2400)
 def test_the_hubs_own_tests(cluster: SandboxProcess, tmp_path: Path) -> None:
-    run(cluster, tmp_path, MODULES, FULL if PROVE else QUICK, least=500 if PROVE else 15)
+    run(cluster, tmp_path, MODULES, FULL if PROVE else QUICK, least=330 if PROVE else 15)
 
 
 if PROVE:

@@ -41,6 +41,12 @@ def explained(error: Exception) -> web.HTTPError:
     return spawn_error(message, reason=reason, status=status, shown=shown)
 
 
+def late(seconds: float, last: str) -> web.HTTPError:
+    """What `start` raises when the hub has waited for `seconds`; `last` is how far it has come."""
+    message = f"The server did not start within {seconds:g} seconds, and its job is cancelled. {last}".rstrip()
+    return spawn_error(message, reason="timeout", status=504)
+
+
 def spawn_error(message: str, *, reason: str, status: int, shown: str = "") -> web.HTTPError:
     """JupyterHub 6's SpawnException, or what 5 has in its place."""
     made: Any

@@ -27,6 +27,11 @@ class Progress:
             self._events.append(event)
             self._wake()
 
+    @property
+    def last(self) -> str:
+        """What was told last."""
+        return str(self._events[-1]["message"]) if self._events else ""
+
     def close(self) -> None:
         """The start is over."""
         self.closed = True

@@ -16,7 +16,7 @@ from traitlets import Bool, Dict, Float, Integer, default
 from hpcbridge.errors import ConfigurationError, HpcBridgeError
 from hpcbridge_jupyterhub import form, metrics, options
 from hpcbridge_jupyterhub.backend import Backend, session_of
-from hpcbridge_jupyterhub.failures import explained
+from hpcbridge_jupyterhub.failures import explained, late
 from hpcbridge_jupyterhub.job import ServerJob, queue_line
 from hpcbridge_jupyterhub.liveness import answers
 from hpcbridge_jupyterhub.progress import Progress
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 POLL_PATIENCE = 10.0
 """Seconds after which a poll says what it knows: the hub's pages wait for it."""
 
+EARLIER = 1.0
+"""Seconds by which the hub may have begun to count the time of a start before we do."""
 ROUTED_WITHIN = 1.0
 """Seconds for which the hub waits for its servers, at least, before it looks at the proxy's routes as it starts."""
 
@@ -164,7 +166,10 @@ class FirecRESTSpawner(Spawner):  # type: ignore[misc]  # the hub has no types
             place = await self._bring_up(wanted)
         except asyncio.CancelledError:
             metrics.STARTS.labels(system, "interrupted").inc()
-            raise
+            if time.monotonic() - began < self.start_timeout - EARLIER:
+                raise
+            # The hub's own time-out, whose error says nothing to the page.
+            raise late(self.start_timeout, self._progress.last) from None
         except (HpcBridgeError, ValueError) as error:
             metrics.STARTS.labels(system, "failed").inc()
             failure = explained(error)
