@@ -24,6 +24,14 @@ def test_the_walk_through(sandbox: SandboxProcess, folder: Path) -> None:
     assert "bandwidth" in outcome.output
 
 
+def test_a_relative_prefix(sandbox: SandboxProcess, folder: Path) -> None:
+    """As without any: ReFrame's own default is the directory that it is started in."""
+    ours = run(folder, SUITE, sandbox.client_env(), "-n", "UsesFixtures", "--prefix=.")
+    assert {case["result"] for case in ours.cases} == {"pass"}, ours.output[-4000:]
+    assert {path.name for path in folder.iterdir()} >= {"stage", "output"}
+    assert not list((folder / "stage").rglob("stage"))
+
+
 def test_on_the_local_queue(sandbox: SandboxProcess, folder: Path) -> None:
     ours = run(folder, SUITE, sandbox.client_env())
     check(ours)

@@ -30,6 +30,8 @@ from hpcbridge_reframe.session import Session
 
 LOOK = 0.25
 """Seconds between two looks of `wait`."""
+BEGUN_IN = Path.cwd()
+"""Where ReFrame was started: the site configuration imports us there. Tests run in their stage directories."""
 NODES_FRESH = 30.0
 """Seconds for which the list of nodes is believed: many flexible tests are set up at the same time."""
 
@@ -61,7 +63,7 @@ class FirecrestScheduler(SlurmJobScheduler):  # type: ignore[misc]
 
     @property
     def _session(self) -> Session:
-        return Session.of(self._options, rt.runtime().stage_prefix)
+        return Session.of(self._options, _stage_prefix())
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
@@ -173,6 +175,16 @@ class FirecrestScheduler(SlurmJobScheduler):  # type: ignore[misc]
     def _get_nodes_by_name(self, nodespec: str) -> set[Any]:
         names = set(nodelist_expand(nodespec))
         return {node for node in self.allnodes() if node.name in names}
+
+
+def _stage_prefix() -> str:
+    """ReFrame's stage prefix, wherever this is called; its own answer depends on the current directory.
+
+    Source: `RuntimeContext.stage_prefix` of ReFrame 4.10; the default, `./stage`, is relative.
+    """
+    runtime = rt.runtime()
+    given = Path(runtime.stagedir) if runtime.stagedir else Path(runtime.prefix, "stage")
+    return os.path.normpath(BEGUN_IN / given / runtime.timestamp)
 
 
 def _is_queued(state: str | None) -> bool:
