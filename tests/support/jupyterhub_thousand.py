@@ -28,6 +28,9 @@ asyncio.events.Handle._run = _measured
 """Config lines: each step of the hub's loop that took more than 20 ms of processor time goes to `held.log`."""
 
 
+_filling = threading.Lock()  # making a database, Alembic can do one at a time
+
+
 class _Answers(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -65,7 +68,8 @@ def fill_database(path: Path, jobs: list[str], system: str, port: int) -> None:
     """A user per job, with a server that an earlier process of the hub has started."""
     from jupyterhub import orm
 
-    session = orm.new_session_factory(f"sqlite:///{path}")()
+    with _filling:
+        session = orm.new_session_factory(f"sqlite:///{path}")()
     now = datetime.now(UTC).replace(tzinfo=None)
     for number, job in enumerate(jobs):
         name = f"user{number}"
