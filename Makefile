@@ -30,8 +30,8 @@ BYTECODE_reframe := --compile-bytecode
 ADAPTERS := airflow aiida jupyterhub reframe gitlab
 HOSTS := core $(ADAPTERS)
 PARTS := core staging sandbox $(ADAPTERS)
-# Previews: their tests are run by name (`make test-aiida`) and are no part of `make test`.
-PREVIEWS := aiida jupyterhub
+# Previews: tested by name (`make test-aiida`), no part of `make test`.
+PREVIEWS := aiida
 
 .PHONY: help
 help: ## list the targets
@@ -84,8 +84,8 @@ demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a 
 demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real JupyterHub before it, to log in to
 	$(JUPYTERHUB)/python examples/local_jupyterhub.py
 
-# Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
-SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder --timeout=900
+# Five workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
+SIDE_BY_SIDE := -n 5 --dist loadfile --no-loadscope-reorder --timeout=900
 .PHONY: test $(PARTS:%=test-%)
 test: $(patsubst %,test-%,$(filter-out $(PREVIEWS),$(PARTS))) ## the quick truth (short time constants); previews by name
 test-core: env-core ## core alone

@@ -75,9 +75,7 @@ def test_requests_do_not_grow_with_the_servers(tmp_path: Path) -> None:
     print(f"REST requests per minute: {rates}")
     steps = (tmp_path / str(MANY) / "held.log").read_text().splitlines()
     collections = [float(step.split()[0]) for step in steps if "garbage collection" in step]
-    print(
-        f"the hub's garbage collections above 20 ms: {len(collections)}, the longest {max(collections, default=0):.2f} s"
-    )
+    print(f"garbage collections above 20 ms: {len(collections)}, the longest {max(collections, default=0):.2f} s")
     ours = [step for step in steps if any(word in step for word in OURS)]
     worst = max((float(line.split()[0]) for line in ours), default=0.0)
     print(f"longest step of ours in the hub's loop, with {MANY} servers: {worst * 1000:.0f} ms (below 20 ms: 0)")
