@@ -184,7 +184,7 @@ def _stage_prefix() -> str:
     """
     runtime = rt.runtime()
     given = Path(runtime.stagedir) if runtime.stagedir else Path(runtime.prefix, "stage")
-    return os.path.normpath(BEGUN_IN / given / runtime.timestamp)
+    return os.path.normpath(BEGUN_IN / given / str(runtime.timestamp))
 
 
 def _is_queued(state: str | None) -> bool:
