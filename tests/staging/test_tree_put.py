@@ -295,13 +295,20 @@ async def test_a_job_that_somebody_cancels_is_an_error_and_the_next_call_goes_on
                 cancelled.append(progress.detail.split()[1])
                 client.delete(f"/compute/{sandbox.system}/jobs/{cancelled[0]}").raise_for_status()
 
-        with pytest.raises(JobFailed):
-            await put_tree(system, tree, f"{HOME}/put-cancelled", progress=cancel)
-    assert not sandbox.host_path(f"{HOME}/put-cancelled").exists()
+        for turn in range(5):  # on a busy machine a job may be over before it is cancelled
+            cancelled.clear()
+            target = f"{HOME}/put-cancelled{turn}"
+            try:
+                await put_tree(system, tree, target, progress=cancel)
+            except JobFailed:
+                break
+        else:
+            pytest.fail("every job was over before it could be cancelled")
+    assert not sandbox.host_path(target).exists()
     sandbox.delete("/requests")
-    await put_tree(system, tree, f"{HOME}/put-cancelled")
+    await put_tree(system, tree, target)
     assert "POST /filesystem/{}/ops/upload" not in calls(sandbox)
-    assert snapshot(sandbox.host_path(f"{HOME}/put-cancelled")) == snapshot(tree)
+    assert snapshot(sandbox.host_path(target)) == snapshot(tree)
     assert leftovers(sandbox) == []
 
 
