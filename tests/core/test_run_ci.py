@@ -68,8 +68,10 @@ def test_github_gets_groups_masks_outputs_and_a_summary(runs: Runs) -> None:
     assert set(masks) == {TOKEN, runs.env["FIRECREST_CLIENT_SECRET"]}
     assert TOKEN not in "\n".join(shown)
     groups = [line for line in shown if line.startswith(("::group::", "::endgroup::"))]
-    assert [line.partition("::group::")[2].split()[0] for line in groups[::2]] == ["Files", "Results"]
-    assert groups[1::2] == ["::endgroup::"] * 2
+    begun = [line.partition("::group::")[2].split()[0] for line in groups[::2]]
+    # "Job … waits in the queue": on a busy machine it is seen there.
+    assert [word for word in begun if word != "Job"] == ["Files", "Results"]
+    assert groups[1::2] == ["::endgroup::"] * len(begun)
     outputs = dict(line.split("=", 1) for line in (runs.folder / "output").read_text().splitlines())
     (job_id,) = runs.jobs()
     assert outputs.items() >= {"job-id": job_id, "state": "COMPLETED", "exit-code": "0"}.items()
@@ -139,7 +141,7 @@ def test_gitlab_gets_sections_that_are_closed(runs: Runs) -> None:
     begun = re.findall(r"\x1b\[0Ksection_start:(\d+):([a-z0-9_]+)\[collapsed=true\]\r\x1b\[0K", done.stderr)
     over = re.findall(r"\x1b\[0Ksection_end:(\d+):([a-z0-9_]+)\r\x1b\[0K", done.stderr)
     assert [name for _, name in begun] == [name for _, name in over]
-    assert len(begun) == 2
+    assert len([name for _, name in begun if "queue" not in name]) == 2
     assert "::" not in done.stderr
     assert TOKEN not in done.stderr
     assert runs.jobs("unit-tests-gcc")
