@@ -84,8 +84,8 @@ demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a 
 demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real JupyterHub before it, to log in to
 	$(JUPYTERHUB)/python examples/local_jupyterhub.py
 
-# Five workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
-SIDE_BY_SIDE := -n 5 --dist loadfile --no-loadscope-reorder --timeout=900
+# Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
+SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder --timeout=900
 .PHONY: test $(PARTS:%=test-%)
 test: $(patsubst %,test-%,$(filter-out $(PREVIEWS),$(PARTS))) ## the quick truth (short time constants); previews by name
 test-core: env-core ## core alone
@@ -133,7 +133,8 @@ lint: $(HOSTS:%=env-%) ## ruff, mypy --strict, who may import whom
 	$(CORE)/ruff check .
 	$(CORE)/ruff format --check .
 	$(CORE)/mypy
-	for host in $(ADAPTERS); do $(ENVS)/$$host/bin/mypy --config-file pyproject.toml -p hpcbridge_$$host; done
+	printf '%s\n' $(ADAPTERS) | \
+	  xargs -P 2 -I {} env $(ENVS)/{}/bin/mypy --config-file pyproject.toml --cache-dir .mypy_cache/{} -p hpcbridge_{}
 	$(CORE)/lint-imports
 format: env-core ## let ruff rewrite what it can
 	$(CORE)/ruff check --fix .

@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import files, goals, trees  # noqa: E402
 from benchmarks.transfers import besides_polling  # noqa: E402
 
+from support.scale import PROVE  # noqa: E402
+
 
 def run(part: str, tmp_path: Path) -> Any:
     """The figures of one part, quickly."""
@@ -45,16 +47,17 @@ def test_files_beside_pyfirecrest_and_the_raw_limit(tmp_path: Path) -> None:
     assert all(kept[f"{way}: {what}"] for way in ("up", "down") for what in ("files damaged", "peak memory (MB)"))
 
 
-def test_trees_beside_a_loop(tmp_path: Path) -> None:
-    found = run("trees", tmp_path)
-    kept = {goal["what"]: goal["met"] for goal in found["goals"]}
-    assert kept["trees damaged"]
-    assert all(met for what, met in kept.items() if "calls" in what)
+if PROVE:  # a minute each
 
+    def test_trees_beside_a_loop(tmp_path: Path) -> None:
+        found = run("trees", tmp_path)
+        kept = {goal["what"]: goal["met"] for goal in found["goals"]}
+        assert kept["trees damaged"]
+        assert all(met for what, met in kept.items() if "calls" in what)
 
-def test_the_streamer_beside_pyfirecrests(tmp_path: Path) -> None:
-    kept = {goal["what"]: goal["met"] for goal in run("streamer", tmp_path)["goals"]}
-    assert all(met for what, met in kept.items() if "damaged" in what)
+    def test_the_streamer_beside_pyfirecrests(tmp_path: Path) -> None:
+        kept = {goal["what"]: goal["met"] for goal in run("streamer", tmp_path)["goals"]}
+        assert all(met for what, met in kept.items() if "damaged" in what)
 
 
 def test_a_missed_goal_is_a_failure() -> None:
