@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcbridge.errors import TransferError
-from hpcbridge.staging.trees.archive import LAYOUT, Archive, archive_size
+from hpcbridge.staging.trees.archive import LAYOUT, Archive, _header, _tarfile_header, archive_size
 from hpcbridge.staging.trees.compressing import SMALLEST, GzipArchive, compressed
 from hpcbridge.staging.trees.entries import Entry, Kind, Member, Stamp
 from hpcbridge.staging.trees.scan import scan
@@ -297,3 +297,14 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 24 << 10, f"{done.stdout} KiB"
+
+
+@given(
+    path=st.binary(min_size=1, max_size=130).filter(lambda path: b"\0" not in path and not path.endswith(b"/")),
+    mode=st.integers(0, 0o777),
+    size=st.one_of(st.integers(0, 5000), st.integers(0, 1 << 40)),
+    mtime=st.one_of(st.integers(0, 2_000_000_000), st.integers(-(1 << 34), 1 << 36)),
+)
+def test_a_plain_files_header_is_tarfiles_own(path: bytes, mode: int, size: int, mtime: int) -> None:
+    member = Member(Entry(path, Kind.FILE, mode, size, mtime))
+    assert _header(member) == _tarfile_header(member)

@@ -178,7 +178,23 @@ def _pieces(member: Member, offset: int, end: int) -> Iterator[bytes]:
         yield bytes(end - max(offset, start + stored))
 
 
+_PLAIN = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
+_PLAIN_SUM = sum(_PLAIN[108:124]) + sum(_PLAIN[156:]) + 8 * ord(" ")
+"""A plain file's header, and the sum of its bytes besides name, mode, size and time; the sum's own count as blanks."""
+
+
 def _header(member: Member) -> bytes:
+    entry = member.entry
+    if entry.kind is Kind.FILE and member.extents is None and len(entry.path) <= _NAME and 0 <= entry.mtime < 8**11:
+        # What tarfile would write, in a third of the time: most trees are made of these.
+        numbers = b"%07o\0" % (entry.mode & 0o7777), _number(_stored(member)), b"%011o\0" % entry.mtime
+        checksum = b"%06o\0 " % (_PLAIN_SUM + sum(entry.path) + sum(map(sum, numbers)))
+        mode, size, mtime = numbers
+        return b"".join((entry.path.ljust(_NAME, b"\0"), mode, _PLAIN[108:124], size, mtime, checksum, _PLAIN[156:]))
+    return _tarfile_header(member)
+
+
+def _tarfile_header(member: Member) -> bytes:
     entry = member.entry
     info = tarfile.TarInfo(entry.path.decode("utf-8", "surrogateescape"))
     info.type = _TYPES[entry.kind]
