@@ -48,9 +48,13 @@ class Sleepers:
         return {number: path.read_text().split() if path.exists() else [] for number, path in paths.items()}
 
     def states(self) -> dict[str, str]:
-        """State of every job that was written down, as the scheduler has it."""
-        with self.sandbox.client() as client:
-            rows = client.get(f"/compute/{self.sandbox.system}/jobs").json()["jobs"] or []
+        """State of every job that was written down, as the local queue has it: accounting may be late."""
+        self.sandbox.post("/scheduler-faults", {"accounting_lag": 0})
+        try:
+            with self.sandbox.client() as client:
+                rows = client.get(f"/compute/{self.sandbox.system}/jobs").json()["jobs"] or []
+        finally:
+            self.sandbox.delete("/scheduler-faults")
         ids = {job for jobs in self.executions().values() for job in jobs}
         return {str(row["jobId"]): row["status"]["state"] for row in rows if str(row["jobId"]) in ids}
 
