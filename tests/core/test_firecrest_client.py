@@ -67,6 +67,10 @@ async def test_status(client: FirecrestClient, sandbox: SandboxProcess) -> None:
     before = client.session.requests
     await client.systems()
     assert client.session.requests == before  # cached
+    assert client._systems is not None
+    client._systems = client._systems[0] - 301, client._systems[1]
+    await asyncio.gather(*(client.system(sandbox.system) for _ in range(10)))
+    assert client.session.requests == before + 1  # one asks again, the others have the last answer
     assert await client.liveness()
 
 

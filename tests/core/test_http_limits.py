@@ -61,6 +61,43 @@ async def test_it_settles_below_what_the_site_bears() -> None:
     assert await run(limiter, 200, bears=10) <= 10
 
 
+async def test_what_must_not_happen_twice_is_never_the_one_too_many() -> None:
+    limiter = AdaptiveLimiter(32, LimiterPolicy(initial=8, growth_interval=0.0, memory=60))
+    careful, peaks = 0, []
+
+    async def call(once: bool) -> None:
+        nonlocal careful
+        async with limiter.slot(once=once) as slot:
+            careful += once
+            await asyncio.sleep(0.002)
+            if careful:
+                peaks.append(limiter.in_flight)
+            careful -= once
+            slot.succeeded()
+
+    for _ in range(3):  # the second and third round begin with what the first has found
+        await asyncio.gather(*(call(once=number % 7 == 0) for number in range(700)))
+        await run(limiter, 300)
+    assert limiter.limit == 32
+    assert max(peaks) <= 8
+    assert len(peaks) >= 300
+    assert limiter.in_flight == 0
+
+
+async def test_a_cancelled_careful_waiter_lets_those_behind_it_pass() -> None:
+    limiter = AdaptiveLimiter(4, LimiterPolicy(initial=2, growth_interval=0.0))
+    await run(limiter, 100)
+    assert limiter.limit == 4
+    async with limiter.slot(), limiter.slot():
+        careful = asyncio.ensure_future(limiter._acquire(once=True))
+        behind = asyncio.ensure_future(limiter._acquire(once=False))
+        await asyncio.sleep(0.01)
+        assert not behind.done()  # first come, first served
+        careful.cancel()
+        await asyncio.wait_for(behind, 1)
+    assert limiter.in_flight == 1
+
+
 async def test_a_cancelled_waiter_leaves_no_hole() -> None:
     limiter = AdaptiveLimiter(1, LimiterPolicy(initial=1))
     entered = asyncio.Event()

@@ -39,6 +39,7 @@ class FirecrestClient(Files, Transfers):
         self.session = session
         self._rest = Rest(session)
         self._systems: tuple[float, list[SystemInfo]] | None = None
+        self._renewing = False
 
     def __repr__(self) -> str:
         return f"FirecrestClient({self.session.site.name})"
@@ -63,13 +64,20 @@ class FirecrestClient(Files, Transfers):
     # -- status ------------------------------------------------------------------------------------------------------
 
     async def systems(self, fresh: bool = False, *, patience: float | None = None) -> list[SystemInfo]:
-        """Every system of the site with limits and health; cached for five minutes unless `fresh`."""
+        """Every system of the site with limits and health; cached for five minutes unless `fresh`.
+
+        After these one caller asks again, and others take what was known until the answer is there.
+        """
         now = time.monotonic()
-        if fresh or self._systems is None or now - self._systems[0] > _SYSTEMS_FRESH:
-            response = await self._get("/status/systems", patience=patience)
-            found = [SystemInfo.from_json(item) for item in items(response, "systems")]
-            self._systems = (now, found)
-        return list(self._systems[1])
+        known = self._systems
+        if fresh or known is None or (now - known[0] > _SYSTEMS_FRESH and not self._renewing):
+            self._renewing = True
+            try:
+                response = await self._get("/status/systems", patience=patience)
+            finally:
+                self._renewing = False
+            known = self._systems = now, [SystemInfo.from_json(item) for item in items(response, "systems")]
+        return list(known[1])
 
     async def system(self, name: str, fresh: bool = False, *, patience: float | None = None) -> SystemInfo:
         """One system by name; the server takes names in any case, and so do we.

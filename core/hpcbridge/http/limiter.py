@@ -2,7 +2,9 @@
 
 OpenSSH allows 10 sessions per connection by default, and FirecREST turns more concurrent calls into sporadic 424 and
 500. What a site bears is not announced, so the number in flight is found as TCP finds its window: one more after a
-full round of successes while callers are waiting, half after a sign of overload.
+full round of successes while callers are waiting, half after a sign of overload. What must not happen twice takes no
+part in finding it: a submit that is one too many gets an answer that does not tell whether it was done, and learning
+that takes most of a minute. While one is in flight there are no more than at the start.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import ClassVar
 class LimiterPolicy:
     """Constants of the adaptation; times in seconds.
 
+    `initial` is where the search begins, and the most in flight beside a request that must not happen twice.
     `growth_interval` is the least time between two steps up; after an overload at n in flight, n is not tried again
     for `memory`.
     """
@@ -61,7 +64,8 @@ class AdaptiveLimiter:
         self.maximum = maximum
         self.limit = min(self.policy.initial, maximum)
         self.in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._once = 0
+        self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
         self._successes = 0
         self._changed = time.monotonic()
         self._decreased = 0.0
@@ -69,39 +73,54 @@ class AdaptiveLimiter:
         self._held_until = 0.0
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[Slot]:
-        """Wait for a place; it is free again when the block ends."""
-        await self._acquire()
+    async def slot(self, *, once: bool = False) -> AsyncIterator[Slot]:
+        """Wait for a place, `once` for what must not happen twice; it is free again when the block ends."""
+        await self._acquire(once)
         try:
             yield Slot(self)
         finally:
-            self.in_flight -= 1
-            self._wake()
+            self._release(once)
 
-    async def _acquire(self) -> None:
+    async def _acquire(self, once: bool) -> None:
         if (hold := self._held_until - time.monotonic()) > 0:
             await asyncio.sleep(hold)
-        if self.in_flight < self.limit and not self._waiting:
-            self.in_flight += 1
+        if not self._waiting and self._has_place(once):
+            self._enter(once)
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        self._waiting.append((place, once))
         try:
             await place  # whoever wakes us has counted us in
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self.in_flight -= 1
-                self._wake()
+                self._release(once)
             else:
-                self._waiting.remove(place)
+                self._waiting.remove((place, once))
+                self._wake()  # those behind may need less room
             raise
 
+    def _has_place(self, once: bool) -> bool:
+        careful = once or self._once > 0
+        return self.in_flight < (min(self.limit, self.policy.initial) if careful else self.limit)
+
+    def _enter(self, once: bool) -> None:
+        self.in_flight += 1
+        self._once += once
+
+    def _release(self, once: bool) -> None:
+        self.in_flight -= 1
+        self._once -= once
+        self._wake()
+
     def _wake(self) -> None:
-        while self._waiting and self.in_flight < self.limit:
-            place = self._waiting.popleft()
+        while self._waiting:
+            place, once = self._waiting[0]
             if not place.done():
-                self.in_flight += 1
+                if not self._has_place(once):
+                    return
+                self._enter(once)
                 place.set_result(None)
+            self._waiting.popleft()
 
     def succeeded(self) -> None:
         """Count a success; after a round of them, and only if somebody is waiting, allow one more."""
