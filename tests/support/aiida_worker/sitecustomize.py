@@ -25,23 +25,37 @@ OURS = ("/core/hpcbridge/", "/integrations/aiida/hpcbridge_aiida/")
 
 
 def _ours(frame):
-    """The outermost frame of the callback that runs now, and where in hpcbridge it stands; None where it does not."""
-    place = None
+    """Where in hpcbridge the main thread stands, None where it does not.
+
+    In any frame: AiiDA runs its processes in greenlets, whose stacks do not reach down to the event loop.
+    """
     while frame is not None:
         code = frame.f_code
-        if place is None and any(part in code.co_filename for part in OURS):
-            place = f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}"
-        if code.co_name == "_run" and code.co_filename.endswith("asyncio/events.py"):
-            return (frame, place) if place is not None else None
+        if any(part in code.co_filename for part in OURS):
+            return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}"
         frame = frame.f_back
     return None
+
+
+class _Steps:
+    """Counts the callbacks of the event loop, so that two samples can be told to be of the same one."""
+
+    def __init__(self):
+        self.count = 0
+        run = asyncio.events.Handle._run
+
+        def counted(handle):
+            self.count += 1
+            return run(handle)
+
+        asyncio.events.Handle._run = counted
 
 
 class _Stretch:
     """Samples of one callback in a row; times in seconds, on the wall and computing."""
 
-    def __init__(self, callback, now, used):
-        self.callback, self.places = callback, []
+    def __init__(self, step, now, used):
+        self.step, self.places = step, []
         self._begun = self._last = (now, used)
 
     def add(self, place, now, used):
@@ -56,18 +70,18 @@ class _Stretch:
                 log.write(json.dumps({"wall": wall, "cpu": cpu, "places": self.places}) + "\n")
 
 
-def _watch(path, main):
+def _watch(path, main, steps):
     clock = time.pthread_getcpuclockid(main)
     stretch = None
     while True:
         time.sleep(EVERY)
         now, used = time.perf_counter(), time.clock_gettime(clock)
-        callback, place = _ours(sys._current_frames().get(main)) or (None, None)
-        if stretch is not None and callback is not stretch.callback:
+        step, place = steps.count, _ours(sys._current_frames().get(main))
+        if stretch is not None and (place is None or step != stretch.step):
             stretch.write(path)
             stretch = None
-        if callback is not None:
-            stretch = stretch or _Stretch(callback, now, used)
+        if place is not None:
+            stretch = stretch or _Stretch(step, now, used)
             stretch.add(place, now, used)
 
 
@@ -83,7 +97,7 @@ def _begin():
         stem = f"{path}.{os.getpid()}"
         faulthandler.register(signal.SIGUSR1, file=Path(f"{stem}.threads").open("w"))  # noqa: SIM115 (open for good)
         signal.signal(signal.SIGUSR2, lambda *_: _write_tasks(f"{stem}.tasks"))
-        threading.Thread(target=_watch, args=(path, threading.main_thread().ident), daemon=True).start()
+        threading.Thread(target=_watch, args=(path, threading.main_thread().ident, _Steps()), daemon=True).start()
 
 
 _begin()
