@@ -1,7 +1,9 @@
 """Runs when an interpreter starts, where PYTHONPATH names this directory: watches the event loop of AiiDA's workers.
 
 A stretch of samples of the main thread in which one callback of the event loop is executing code of hpcbridge is time
-for which we block the loop. Stretches are appended to the file that HPCBRIDGE_LOOP_LOG names, one JSON object per line.
+for which we block the loop. What may hit anybody is told apart: the interpreter's garbage collection, and waiting for a
+processor that others have. Stretches are appended to the file that HPCBRIDGE_LOOP_LOG names, one JSON object per line,
+times in seconds.
 
 Asked by a signal, a worker also writes down what it is doing: every thread (SIGUSR1) and every task (SIGUSR2).
 """
@@ -37,6 +39,20 @@ def _ours(frame):
     return None
 
 
+def _frame_of(thread):
+    """The innermost frame of a thread; without collecting garbage meanwhile, by which Python 3.11.2 locks itself up.
+
+    Source: CPython issue 106883, mended in 3.11.5.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collecting:
+            gc.enable()
+
+
 class _Steps:
     """Counts the callbacks of the event loop, so that two samples can be told to be of the same one."""
 
@@ -51,38 +67,54 @@ class _Steps:
         asyncio.events.Handle._run = counted
 
 
+class _Garbage:
+    """Seconds that collecting garbage has taken so far; nothing else runs meanwhile, the sampling included."""
+
+    def __init__(self):
+        self.spent = self._begun = 0.0
+        gc.callbacks.append(self._note)
+
+    def _note(self, phase, _info):
+        now = time.perf_counter()
+        if phase == "start":
+            self._begun = now
+        else:
+            self.spent += now - self._begun
+
+
 class _Stretch:
-    """Samples of one callback in a row; times in seconds, on the wall and computing."""
+    """Samples of one callback in a row; a sample is (wall clock, collecting garbage, waiting for a processor)."""
 
-    def __init__(self, step, now, used):
+    def __init__(self, step, sample):
         self.step, self.places = step, []
-        self._begun = self._last = (now, used)
+        self._begun = self._last = sample
 
-    def add(self, place, now, used):
-        self._last = (now, used)
+    def add(self, place, sample):
+        self._last = sample
         if place not in self.places:
             self.places.append(place)
 
     def write(self, path):
-        wall, cpu = (end - begin for begin, end in zip(self._begun, self._last, strict=True))
+        wall, garbage, queued = (end - begin for begin, end in zip(self._begun, self._last, strict=True))
         if wall >= SHORTEST:
+            found = {"ours": wall - garbage - queued, "garbage": garbage, "queued": queued, "places": self.places}
             with Path(path).open("a") as log:
-                log.write(json.dumps({"wall": wall, "cpu": cpu, "places": self.places}) + "\n")
+                log.write(json.dumps(found) + "\n")
 
 
-def _watch(path, main, steps):
-    clock = time.pthread_getcpuclockid(main)
+def _watch(path, main, steps, garbage):
+    schedule = Path(f"/proc/self/task/{main.native_id}/schedstat")  # nanoseconds: running, waiting to run
     stretch = None
     while True:
         time.sleep(EVERY)
-        now, used = time.perf_counter(), time.clock_gettime(clock)
-        step, place = steps.count, _ours(sys._current_frames().get(main))
+        sample = time.perf_counter(), garbage.spent, int(schedule.read_text().split()[1]) / 1e9
+        step, place = steps.count, _ours(_frame_of(main.ident))
         if stretch is not None and (place is None or step != stretch.step):
             stretch.write(path)
             stretch = None
         if place is not None:
-            stretch = stretch or _Stretch(step, now, used)
-            stretch.add(place, now, used)
+            stretch = stretch or _Stretch(step, sample)
+            stretch.add(place, sample)
 
 
 def _write_tasks(path):
@@ -97,7 +129,8 @@ def _begin():
         stem = f"{path}.{os.getpid()}"
         faulthandler.register(signal.SIGUSR1, file=Path(f"{stem}.threads").open("w"))  # noqa: SIM115 (open for good)
         signal.signal(signal.SIGUSR2, lambda *_: _write_tasks(f"{stem}.tasks"))
-        threading.Thread(target=_watch, args=(path, threading.main_thread().ident, _Steps()), daemon=True).start()
+        watched = (path, threading.main_thread(), _Steps(), _Garbage())
+        threading.Thread(target=_watch, args=watched, daemon=True).start()
 
 
 _begin()
