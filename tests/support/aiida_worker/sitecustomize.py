@@ -42,7 +42,7 @@ def _ours(frame):
 def _frame_of(thread):
     """The innermost frame of a thread; without collecting garbage meanwhile, by which Python 3.11.2 locks itself up.
 
-    Source: CPython issue 106883, mended in 3.11.5.
+    Source: CPython issue 106883, mended in the spring of 2024.
     """
     collecting = gc.isenabled()
     gc.disable()
