@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from aiida.transports.transport import TransportPath, has_magic
-from aiida.transports.util import FileAttribute
 
 from hpcbridge.errors import InvalidPath, NotFound, PathNotFound
 from hpcbridge_aiida.base import Part
@@ -18,6 +17,8 @@ from hpcbridge_aiida.owned import Kind
 from hpcbridge_aiida.paths import absolute, carried
 
 if TYPE_CHECKING:
+    from aiida.transports.util import FileAttribute
+
     from hpcbridge.firecrest import FileEntry, FileStat
 
 
@@ -209,6 +210,8 @@ def _stat(entry: FileEntry) -> FileStat:
 
 
 def _attribute(found: FileStat) -> FileAttribute:
+    from aiida.transports.util import FileAttribute  # brings Paramiko
+
     fields = ("size", "uid", "gid", "mode", "atime", "mtime")
     attribute: FileAttribute = FileAttribute({f"st_{name}": getattr(found, name) for name in fields})
     return attribute

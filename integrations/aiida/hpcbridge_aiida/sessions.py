@@ -378,6 +378,7 @@ def _known(hpc: Hpc, system: str) -> Known:
 
 
 _USED = (
+    "aiida.transports.util",
     "hpcbridge.jobs.logs",
     "hpcbridge.jobs.submit",
     "hpcbridge.jobs.watch",
