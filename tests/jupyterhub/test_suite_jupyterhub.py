@@ -18,9 +18,9 @@ MODULES = ("test_named_servers", "test_user", "test_api", "test_pages")
 FULL = ""
 """All of them, also those that never start a server: what touches a spawner cannot be missed by a word."""
 QUICK = (
-    "(test_create_or_start_named_server and trevor) or test_named_server_stop_server or test_spawn_handler"
-    " or test_slow_spawn or test_bad_spawn or test_progress_ready or test_start_stop_race or test_spawn_pending"
-    " or test_spawn_fails_custom_message or test_spawn_limit"
+    "(test_create_or_start_named_server and trevor) or test_named_server_stop_server or test_bad_spawn"
+    " or test_progress_ready or test_start_stop_race or test_spawn_pending"
+    " or (test_spawn_fails_custom_message and unhandled)"
 )
 
 INI = """\
@@ -43,7 +43,7 @@ markers =
 
 @pytest.mark.timeout(2400)
 def test_the_hubs_own_tests(cluster: SandboxProcess, tmp_path: Path) -> None:
-    run(cluster, tmp_path, MODULES, FULL if PROVE else QUICK, least=330 if PROVE else 15)
+    run(cluster, tmp_path, MODULES, FULL if PROVE else QUICK, least=330 if PROVE else 13)
 
 
 if PROVE:
