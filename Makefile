@@ -30,6 +30,8 @@ BYTECODE_reframe := --compile-bytecode
 ADAPTERS := airflow aiida jupyterhub reframe gitlab
 HOSTS := core $(ADAPTERS)
 PARTS := core staging sandbox $(ADAPTERS)
+# Previews: tested by name (`make test-aiida`), no part of `make test`.
+PREVIEWS := aiida
 
 .PHONY: help
 help: ## list the targets
@@ -85,11 +87,7 @@ demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real 
 # Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
 SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder --timeout=900
 .PHONY: test $(PARTS:%=test-%)
-test: test-core test-staging test-sandbox test-engines test-jupyterhub test-reframe test-gitlab ## the quick truth (short time constants)
-# Airflow's and AiiDA's tests wait for their own daemons most of the time: one beside the other.
-.PHONY: test-engines
-test-engines:
-	$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target test-airflow test-aiida
+test: $(patsubst %,test-%,$(filter-out $(PREVIEWS),$(PARTS))) ## the quick truth (short time constants); previews by name
 test-core: env-core ## core alone
 	$(CORE)/pytest $(SIDE_BY_SIDE) tests/core $(PYTEST_ARGS)
 test-staging: env-core ## files and trees alone
