@@ -33,7 +33,11 @@ FIRST_ANSWER = 2.0
 HOLD = 30.0
 """Seconds for which an answer waits for news at most."""
 EACH = 0.2
-"""Seconds for which an answer with news waits for more of it, for each job in it that has none."""
+"""Seconds for which an answer with news waits in a busy event loop, for each job in it that has none."""
+LOOK = 0.05
+"""Seconds of a nap, by which a busy event loop is told from one that has nothing else to do: that one wakes us late."""
+LATE = 0.02
+"""Seconds by which such a nap is longer in a busy loop."""
 UNASKED = 900.0
 """Seconds after which a job that nobody asks for any more is no longer watched."""
 ENDS_KEPT = 10_000
@@ -105,7 +109,7 @@ class Watch:
         return {job_id: self._tell(job_id, job) for job_id, job in jobs.items()}
 
     async def _until_worth_telling(self, jobs: Collection[_Followed]) -> None:
-        """Wait for news; where only some of the jobs have any, a while longer, so that an answer holds much of it."""
+        """Wait for news; where only some of the jobs have any and the loop is busy, a while longer for more of it."""
         deadline = time.monotonic() + HOLD
         while True:
             self._news.clear()
@@ -114,13 +118,17 @@ class Watch:
             unchanged = len(jobs) - len(news)
             # A job that was submitted meanwhile is asked for after this answer.
             self._unasked = {job_id: since for job_id, since in self._unasked.items() if now - since < HOLD}
-            first = min((*news, *self._unasked.values()), default=deadline)
-            left = min(deadline, first + EACH * unchanged) - now
-            if unchanged == 0 or left <= 0:
+            first = min((*news, *self._unasked.values()), default=None)
+            if unchanged == 0 or now >= (deadline if first is None else min(deadline, first + EACH * unchanged)):
                 return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._news.wait()
+            if first is None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(deadline - now):
+                        await self._news.wait()
+            else:
+                await asyncio.sleep(LOOK)
+                if time.monotonic() - now < LOOK + LATE:
+                    return
 
     async def end(self, job_id: str) -> JobInfo:
         """How a job ended, or what is known of it now. Raises JobNotFound."""
