@@ -54,9 +54,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Show the end of the sandbox's log beside every failure of a test that used one."""
     report = yield
     for name, value in getattr(item, "funcargs", {}).items():
-        if (
-            report.failed and isinstance(value, SandboxProcess) and value.log.exists()
-        ):  # not when its own end has failed
+        # At the end of the last test the sandbox may be gone already.
+        if report.failed and isinstance(value, SandboxProcess) and value.log.exists():
             report.sections.append((f"log of the fixture {name}", value.log.read_text(errors="replace")[-LOG_TAIL:]))
     return report
 

@@ -98,6 +98,17 @@ async def test_a_cancelled_careful_waiter_lets_those_behind_it_pass() -> None:
     assert limiter.in_flight == 1
 
 
+async def test_a_waiter_that_is_cancelled_just_as_a_place_becomes_free_is_cancelled() -> None:
+    limiter = AdaptiveLimiter(1, LimiterPolicy(initial=1))
+    async with limiter.slot():
+        waiting = asyncio.ensure_future(limiter._acquire(once=False))
+        await asyncio.sleep(0)
+        waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert limiter.in_flight == 0
+
+
 async def test_a_cancelled_waiter_leaves_no_hole() -> None:
     limiter = AdaptiveLimiter(1, LimiterPolicy(initial=1))
     entered = asyncio.Event()

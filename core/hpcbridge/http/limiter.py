@@ -95,8 +95,7 @@ class AdaptiveLimiter:
             if place.done() and not place.cancelled():
                 self._release(once)
             else:
-                self._waiting.remove((place, once))
-                self._wake()  # those behind may need less room
+                self._wake()  # past us, and those behind may need less room
             raise
 
     def _has_place(self, once: bool) -> bool:
