@@ -84,6 +84,34 @@ async def test_what_must_not_happen_twice_is_never_the_one_too_many() -> None:
     assert limiter.in_flight == 0
 
 
+async def test_polls_pass_whatever_else_waits_and_keep_their_own_order() -> None:
+    limiter = AdaptiveLimiter(1, LimiterPolicy(initial=1))
+    order: list[str] = []
+
+    async def call(name: str, **kind: bool) -> None:
+        async with limiter.slot(**kind):
+            order.append(name)
+
+    async with limiter.slot():
+        kinds = {"a": {}, "b": {"once": True}, "c": {"poll": True}, "d": {}, "e": {"poll": True}}
+        calls = [asyncio.ensure_future(call(name, **kind)) for name, kind in kinds.items()]
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*calls)
+    assert order == ["c", "e", "a", "b", "d"]
+
+
+async def test_a_poll_takes_the_place_that_a_submit_must_not_have() -> None:
+    """The submit waits until there are few enough in flight; what stands behind it waits with it, but for polls."""
+    limiter = AdaptiveLimiter(4, LimiterPolicy(initial=2, growth_interval=0.0))
+    await run(limiter, 100)
+    async with limiter.slot(), limiter.slot():
+        submit = asyncio.ensure_future(limiter._acquire(once=True))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(1), limiter.slot(poll=True):
+            assert not submit.done()
+    await submit
+
+
 async def test_a_cancelled_careful_waiter_lets_those_behind_it_pass() -> None:
     limiter = AdaptiveLimiter(4, LimiterPolicy(initial=2, growth_interval=0.0))
     await run(limiter, 100)

@@ -5,16 +5,19 @@ OpenSSH allows 10 sessions per connection by default, and FirecREST turns more c
 full round of successes while callers are waiting, half after a sign of overload. What must not happen twice takes no
 part in finding it: a submit that is one too many gets an answer that does not tell whether it was done, and learning
 that takes most of a minute. While one is in flight there are no more than at the start.
+
+First come, first served, but for polls: one listing is what every job waits for, and behind the transfers of hundreds
+of jobs its turn would come after a minute. The polling rate keeps them few.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -54,7 +57,7 @@ class Slot:
 
 
 class AdaptiveLimiter:
-    """Additive increase, multiplicative decrease over the requests of one event loop; first come, first served."""
+    """Additive increase, multiplicative decrease over the requests of one event loop; polls first, then in order."""
 
     LONGEST_HOLD = 10.0
     """Seconds that one 429 may hold back the requests of others."""
@@ -65,7 +68,9 @@ class AdaptiveLimiter:
         self.limit = min(self.policy.initial, maximum)
         self.in_flight = 0
         self._once = 0
-        self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
+        self._waiting: list[tuple[bool, int, asyncio.Future[None], bool]] = []
+        """Heap of (no poll, number, place, once)."""
+        self._numbers = itertools.count()
         self._successes = 0
         self._changed = time.monotonic()
         self._decreased = 0.0
@@ -73,22 +78,25 @@ class AdaptiveLimiter:
         self._held_until = 0.0
 
     @asynccontextmanager
-    async def slot(self, *, once: bool = False) -> AsyncIterator[Slot]:
-        """Wait for a place, `once` for what must not happen twice; it is free again when the block ends."""
-        await self._acquire(once)
+    async def slot(self, *, once: bool = False, poll: bool = False) -> AsyncIterator[Slot]:
+        """Wait for a place, `once` for what must not happen twice; it is free again when the block ends.
+
+        A `poll` passes whatever else waits.
+        """
+        await self._acquire(once=once, poll=poll)
         try:
             yield Slot(self)
         finally:
             self._release(once)
 
-    async def _acquire(self, once: bool) -> None:
+    async def _acquire(self, *, once: bool = False, poll: bool = False) -> None:
         if (hold := self._held_until - time.monotonic()) > 0:
             await asyncio.sleep(hold)
-        if not self._waiting and self._has_place(once):
+        if (poll or not self._waiting) and self._has_place(once):
             self._enter(once)
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((place, once))
+        heapq.heappush(self._waiting, (not poll, next(self._numbers), place, once))
         try:
             await place  # whoever wakes us has counted us in
         except asyncio.CancelledError:
@@ -113,13 +121,13 @@ class AdaptiveLimiter:
 
     def _wake(self) -> None:
         while self._waiting:
-            place, once = self._waiting[0]
+            _, _, place, once = self._waiting[0]
             if not place.done():
                 if not self._has_place(once):
                     return
                 self._enter(once)
                 place.set_result(None)
-            self._waiting.popleft()
+            heapq.heappop(self._waiting)
 
     def succeeded(self) -> None:
         """Count a success; after a round of them, and only if somebody is waiting, allow one more."""

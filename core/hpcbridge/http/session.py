@@ -237,7 +237,7 @@ class HttpSession:
         for last in (False, True):
             if call.polling:
                 await PollingRate.shared(os.getpid(), self.site.url, self.site.polling_rate).wait()
-            async with self.limiter.slot(once=not call.safe) as slot:
+            async with self.limiter.slot(once=not call.safe, poll=call.polling) as slot:
                 with self.breaker.admit() as admission:
                     bearer = await self._bearer()
                     began = time.monotonic()

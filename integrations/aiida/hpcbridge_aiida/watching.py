@@ -7,6 +7,7 @@ accounting says has ended, or what has been looked for by its id, twice, long af
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIRST_ANSWER = 2.0
-"""Seconds for which the first question about a job waits for an answer; later ones take what is known."""
+FIRST_ANSWER = 15.0
+"""Seconds for which questions about a new job wait for the listing that tells of it; later ones take what is known.
+
+AiiDA writes every job that it has asked for into its database at each answer: 50 ms of computing each, which hundreds
+of jobs in a busy event loop would repeat every few seconds to learn nothing.
+"""
 UNASKED = 900.0
 """Seconds after which a job that nobody asks for any more is no longer watched."""
 ENDS_KEPT = 10_000
@@ -36,9 +41,10 @@ VANISHED = "VANISHED"
 
 @dataclass(slots=True)
 class _Followed:
-    """One job: what waits for its end, what is known, and when somebody last asked (monotonic seconds)."""
+    """One job: what waits for its end, what is known, and when somebody first and last asked (monotonic seconds)."""
 
     task: asyncio.Task[None]
+    since: float
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     info: JobInfo | None = None
     asked: float = 0.0
@@ -70,11 +76,7 @@ class Watch:
         ids = list(dict.fromkeys(job_ids))
         now = time.monotonic()
         followed = [self._follow(job_id, now) for job_id in ids if job_id not in self._ends]
-        new = [asyncio.ensure_future(each.heard.wait()) for each in followed if not each.heard.is_set()]
-        if new:
-            _, pending = await asyncio.wait(new, timeout=FIRST_ANSWER)
-            for waiter in pending:
-                waiter.cancel()
+        await self._first_answers([each for each in followed if not each.heard.is_set()], now)
         self._drop_unasked(now)
         return {job_id: self._known(job_id) for job_id in ids}
 
@@ -85,10 +87,19 @@ class Watch:
         name = self._submitted.get(job_id, (None, None))[0]
         return await self._watcher.info(job_id, name=name)
 
+    @staticmethod
+    async def _first_answers(unheard: list[_Followed], now: float) -> None:
+        """Until something is known of each; of what is still unknown long after the first question nobody waits."""
+        left = max((each.since for each in unheard), default=now) + FIRST_ANSWER - now
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                for each in unheard:
+                    await each.heard.wait()
+
     def _follow(self, job_id: str, now: float) -> _Followed:
         found = self._followed.get(job_id)
         if found is None:
-            found = self._followed[job_id] = _Followed(self._session.spawn(self._until_end(job_id)))
+            found = self._followed[job_id] = _Followed(self._session.spawn(self._until_end(job_id)), now)
         found.asked = now
         return found
 
