@@ -7,10 +7,8 @@ import os
 import posixpath
 import re
 import secrets
-import tarfile
 import tempfile
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +30,7 @@ from hpcbridge_aiida.looking import Looking
 from hpcbridge_aiida.owned import Kind
 from hpcbridge_aiida.parcels import ARCHIVE_PREFIX
 from hpcbridge_aiida.paths import absolute, carried, lineage, local_path
+from hpcbridge_aiida.unpacking import contents, unpack, unpack_file
 
 if TYPE_CHECKING:
     from hpcbridge.firecrest import FileEntry
@@ -145,7 +144,7 @@ class Downloads(Looking):
             return {}  # one by one, then
         finally:
             self.session.remove_later(archive)
-        content = await asyncio.to_thread(_contents, data)
+        content = await asyncio.to_thread(contents, data)
         return {names[name]: text for name, text in content.items() if name in names}
 
     async def _explain(self, path: str, error: HpcBridgeError) -> None:
@@ -199,7 +198,7 @@ class Downloads(Looking):
         if sum(entry.size for entry in files) <= 20 * self.session.limits.download:
             data = await self._packed(source, dereference=dereference)
         if data is not None:
-            await asyncio.to_thread(_unpack, data, local, posixpath.basename(source))
+            await asyncio.to_thread(unpack, data, local, posixpath.basename(source))
         elif dereference and not plain:
             await self._fetch_dereferenced(source, local)
         else:
@@ -236,7 +235,7 @@ class Downloads(Looking):
             with tempfile.TemporaryDirectory(prefix="hpcbridge-") as folder:
                 archive = Path(folder, "tree.tgz")
                 await self.session.handle.get(path, archive, account=self.session.endpoint.account or None)
-                await asyncio.to_thread(_unpack_file, archive, local, posixpath.basename(source))
+                await asyncio.to_thread(unpack_file, archive, local, posixpath.basename(source))
         finally:
             self.session.remove_later(path)
 
@@ -253,51 +252,3 @@ def _listable(matched: dict[str, int], most: int) -> list[str]:
             return []
         wanted.append(path)
     return wanted
-
-
-def _contents(data: bytes) -> dict[str, bytes]:
-    found = {}
-    with tarfile.open(fileobj=BytesIO(data), mode="r:gz") as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.isreg() else None
-            if file is not None:
-                found[posixpath.normpath(member.name)] = file.read()
-    return found
-
-
-def _unpack(data: bytes, local: Path, name: str) -> None:
-    with tarfile.open(fileobj=BytesIO(data), mode="r:gz") as archive:
-        _extract(archive, local, name)
-
-
-def _unpack_file(path: Path, local: Path, name: str) -> None:
-    with tarfile.open(path, mode="r:gz") as archive:
-        _extract(archive, local, name)
-
-
-def _extract(archive: tarfile.TarFile, local: Path, name: str) -> None:
-    """What is in the archive's only directory `name` into `local`; nothing is ever written outside of it."""
-    prefix = f"{name}/"
-    for member in archive:
-        if member.name == name:
-            continue
-        if not member.name.startswith(prefix):
-            raise OSError(f"the archive holds {member.name!r}, which is not in {name!r}")
-        member.name = member.name[len(prefix) :]
-        if member.islnk():
-            member.linkname = member.linkname.removeprefix(prefix)
-        if member.issym():
-            target = local / member.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            target.symlink_to(member.linkname)
-            continue
-        _refuse_through_links(local, member.name)
-        member.mode |= 0o700 if member.isdir() else 0o600
-        archive.extract(member, local, set_attrs=True, filter="tar")
-
-
-def _refuse_through_links(local: Path, name: str) -> None:
-    for parent in list(Path(name).parents)[:-1]:
-        if (local / parent).is_symlink():
-            raise OSError(f"the archive would write through the link {parent}")
