@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,21 +26,18 @@ ENDS = ("finished", "excepted", "killed")
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of the table."""
+    """One line of the table; the whole is measured `rounds` times, and the round that was disturbed least counts."""
 
     count: int
     sessions: int | None
-    latency: float
+    rounds: int
 
     def __str__(self) -> str:
-        return f"{self.count} adds, MaxSessions {self.sessions or 'unlimited'}, {self.latency * 1000:g} ms"
+        return f"{self.count} adds, MaxSessions {self.sessions or 'unlimited'}"
 
 
-SETTINGS = [
-    *(Setting(50, sessions, latency) for sessions in (10, None) for latency in (0.0, 0.1)),
-    Setting(300, 10, 0.0),
-    Setting(300, 10, 0.1),
-]
+SETTINGS = [Setting(50, 10, 2), Setting(50, None, 2), Setting(300, 10, 1)]
+LATENCIES = (0.0, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -79,44 +78,57 @@ def wall(daemon: AiidaProfile, code: Any, count: int, seconds: float) -> float:
     return took
 
 
-def compare(daemon: AiidaProfile, base: Any, ours: Any, count: int, title: str, say: Say) -> float:
-    """Our wall by theirs, which is measured before and after ours: machines are slower at times.
+class Measure:
+    """Walls of many calculations, theirs before and after ours: machines are slower at times, by half in minutes."""
 
-    Nothing fails, and nothing is tried again.
-    """
-    failures = len(daemon.failures())
-    seconds = 300 + 20 * count  # a bound for machines with much else to do, not a figure
-    walls, computed = [], []
-    for code in (base, ours, base):
-        begun = daemon.used()
-        walls.append(wall(daemon, code, count, seconds))
-        computed.append(daemon.used() - begun)
-    ratio = walls[1] / ((walls[0] + walls[2]) / 2)
-    say(
-        f"{title}: {base.computer.scheduler_type} {walls[0]:.1f} and {walls[2]:.1f} s, ours {walls[1]:.1f} s, "
-        f"ratio {ratio:.2f}; the worker computed for {computed[0]:.1f}, {computed[2]:.1f} and {computed[1]:.1f} s"
-    )
-    assert daemon.failures()[failures:] == []
-    return ratio
+    def __init__(self, daemon: AiidaProfile, count: int, title: str, say: Say) -> None:
+        self.daemon, self.count, self.title, self.say = daemon, count, title, say
+
+    def wall(self, code: Any, what: str) -> float:
+        """Seconds for all of them; nothing fails, and nothing is tried again."""
+        failures, computed = len(self.daemon.failures()), self.daemon.used()
+        seconds = wall(self.daemon, code, self.count, 300 + 20 * self.count)  # a bound for busy machines, not a figure
+        computed = self.daemon.used() - computed
+        self.say(f"{self.title}: {what} {seconds:.1f} s, in which the worker computed for {computed:.1f} s")
+        assert self.daemon.failures()[failures:] == []
+        return seconds
+
+    def ratios(self, base: Any, ours: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+        """Ours by the mean of theirs before and after, the best of the rounds. `ours` makes ready and gives the code."""
+        found: dict[str, float] = {}
+        before = self.wall(base, base.computer.scheduler_type)
+        for _ in range(rounds):
+            walls = {what: self.wall(ready(), f"ours{what}") for what, ready in ours.items()}
+            after = self.wall(base, base.computer.scheduler_type)
+            for what, seconds in walls.items():
+                found[what] = min(found.get(what, math.inf), seconds / ((before + after) / 2))
+            before = after
+        for what, ratio in found.items():
+            self.say(f"{self.title}{what}: {ratio:.2f} x {base.computer.scheduler_type}")
+        return found
 
 
 @pytest.mark.prove
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(6000)
 def test_many_at_once(
     daemon: AiidaProfile, busy: SandboxProcess, native: Any, many: Any, setting: Setting, say: Say
 ) -> None:
+    def ready(latency: float) -> Any:
+        busy.post("/latency", {"seconds": latency})
+        busy.delete("/requests")
+        return many
+
+    ours = {f" at {latency * 1000:g} ms": partial(ready, latency) for latency in LATENCIES}
     busy.post("/sessions", {"max": setting.sessions})
-    busy.post("/latency", {"seconds": setting.latency})
-    busy.delete("/requests")
     try:
-        ratio = compare(daemon, native, many, setting.count, str(setting), say)
+        ratios = Measure(daemon, setting.count, str(setting), say).ratios(native, ours, setting.rounds)
     finally:
         busy.post("/sessions", {"max": None})
         busy.post("/latency", {"seconds": 0})
     total = sum(busy.get("/requests")["counts"].values())
     say(f"{setting}: {total / setting.count:.1f} requests each")
-    assert ratio <= RATIO
+    assert max(ratios.values()) <= RATIO
 
 
 @pytest.mark.slurm
@@ -124,7 +136,8 @@ def test_many_at_once(
 @pytest.mark.timeout(3000)
 def test_many_at_once_on_slurm(daemon: AiidaProfile, native_slurm: Any, slurm: Any, say: Say) -> None:
     """core.local and core.slurm, and ours, on one and the same real Slurm."""
-    assert compare(daemon, native_slurm, slurm, 50, "50 adds on Slurm", say) <= RATIO
+    ratios = Measure(daemon, 50, "50 adds on Slurm", say).ratios(native_slurm, {"": lambda: slurm}, 1)
+    assert max(ratios.values()) <= RATIO
 
 
 def test_the_event_loop_is_not_blocked(daemon: AiidaProfile, many: Any, say: Say) -> None:
