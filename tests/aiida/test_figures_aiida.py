@@ -94,7 +94,10 @@ class Measure:
         return seconds
 
     def ratios(self, base: Any, ours: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-        """Ours by the mean of theirs before and after, the best of the rounds. `ours` makes ready and gives the code."""
+        """Ours by the mean of theirs before and after, the best of the rounds.
+
+        `ours`: by name, what makes the setting ready and returns the code.
+        """
         found: dict[str, float] = {}
         before = self.wall(base, base.computer.scheduler_type)
         for _ in range(rounds):
@@ -146,6 +149,7 @@ def test_the_event_loop_is_not_blocked(daemon: AiidaProfile, many: Any, say: Say
     lines = daemon.loop_log.read_text().splitlines() if daemon.loop_log.exists() else []
     stretches = sorted(map(json.loads, lines), key=lambda one: -one["ours"])
     for one in stretches[:5]:
-        ms = {name: round(one[name] * 1000) for name in ("ours", "garbage", "queued")}
-        say(f"{ms['ours']} ms; garbage {ms['garbage']} ms, others had the processor {ms['queued']} ms: {one['places']}")
+        ms = {name: round(one[name] * 1000) for name in ("ours", "ran", "garbage", "queued")}
+        rest = f"garbage {ms['garbage']} ms, others had the processor {ms['queued']} ms"
+        say(f"{ms['ours']} ms, of which it computed for {ms['ran']} ms; {rest}: {one['places']}")
     assert max((one["ours"] for one in stretches), default=0) <= BLOCKED

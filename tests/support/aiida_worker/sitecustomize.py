@@ -31,10 +31,11 @@ def _ours(frame):
 
     In any frame: AiiDA runs its processes in greenlets, whose stacks do not reach down to the event loop.
     """
+    innermost = frame and frame.f_code.co_name
     while frame is not None:
         code = frame.f_code
         if any(part in code.co_filename for part in OURS):
-            return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}"
+            return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}, in {innermost}"
         frame = frame.f_back
     return None
 
@@ -83,7 +84,7 @@ class _Garbage:
 
 
 class _Stretch:
-    """Samples of one callback in a row; a sample is (wall clock, collecting garbage, waiting for a processor)."""
+    """Samples of one callback in a row; each is (wall clock, collecting garbage, computing, waiting for a processor)."""
 
     def __init__(self, step, sample):
         self.step, self.places = step, []
@@ -95,9 +96,10 @@ class _Stretch:
             self.places.append(place)
 
     def write(self, path):
-        wall, garbage, queued = (end - begin for begin, end in zip(self._begun, self._last, strict=True))
+        wall, garbage, ran, queued = (end - begin for begin, end in zip(self._begun, self._last, strict=True))
         if wall >= SHORTEST:
-            found = {"ours": wall - garbage - queued, "garbage": garbage, "queued": queued, "places": self.places}
+            found = {"ours": wall - garbage - queued, "garbage": garbage, "ran": ran, "queued": queued}
+            found["places"] = self.places
             with Path(path).open("a") as log:
                 log.write(json.dumps(found) + "\n")
 
@@ -107,7 +109,8 @@ def _watch(path, main, steps, garbage):
     stretch = None
     while True:
         time.sleep(EVERY)
-        sample = time.perf_counter(), garbage.spent, int(schedule.read_text().split()[1]) / 1e9
+        ran, queued = (int(field) / 1e9 for field in schedule.read_text().split()[:2])
+        sample = time.perf_counter(), garbage.spent, ran, queued
         step, place = steps.count, _ours(_frame_of(main.ident))
         if stretch is not None and (place is None or step != stretch.step):
             stretch.write(path)
