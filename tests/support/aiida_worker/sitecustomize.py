@@ -84,7 +84,7 @@ class _Garbage:
 
 
 class _Stretch:
-    """Samples of one callback in a row; each is (wall clock, collecting garbage, computing, waiting for a processor)."""
+    """Samples of one callback; each is (wall clock, collecting garbage, computing, waiting for a processor)."""
 
     def __init__(self, step, sample):
         self.step, self.places = step, []
