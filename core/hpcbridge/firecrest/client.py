@@ -8,7 +8,6 @@ see `submit`.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -20,7 +19,7 @@ from hpcbridge.firecrest.models import JobMetadata, JobRow, SystemInfo, UserInfo
 from hpcbridge.firecrest.rest import Rest
 from hpcbridge.firecrest.transfers import Transfers
 from hpcbridge.firecrest.versions import parse_version
-from hpcbridge.firecrest.wire import items, job_part, json_object, part, try_json
+from hpcbridge.firecrest.wire import each_item, items, job_part, json_object, part, try_json
 from hpcbridge.http.session import HttpSession
 
 TIME_WINDOWS: Final = ("1h", "8h", "24h", "3d", "7d")
@@ -28,7 +27,6 @@ LONGEST_NAME_FILTER: Final = 235
 """Characters that the server's name filter takes; it splits at commas."""
 
 _SYSTEMS_FRESH: Final = 300.0
-_SLICE: Final = 250
 
 
 class FirecrestClient(Files, Transfers):
@@ -180,10 +178,8 @@ class FirecrestClient(Files, Transfers):
             f"/compute/{part(system)}/jobs", params=params, about={"system": system}, patience=patience, polling=True
         )
         rows = []
-        for number, item in enumerate(items(response, "jobs"), 1):
+        async for item in each_item(response, "jobs"):
             rows.append(JobRow.from_json(item))
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)  # a listing of thousands must not hold the event loop
         return rows if wanted is None else [row for row in rows if row.name in wanted]
 
     async def job(self, system: str, job_id: str, *, patience: float | None = None) -> list[JobRow]:
