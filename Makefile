@@ -30,8 +30,6 @@ BYTECODE_reframe := --compile-bytecode
 ADAPTERS := airflow aiida jupyterhub reframe gitlab
 HOSTS := core $(ADAPTERS)
 PARTS := core staging sandbox $(ADAPTERS)
-# Previews: tested by name (`make test-aiida`), no part of `make test`.
-PREVIEWS := aiida
 
 .PHONY: help
 help: ## list the targets
@@ -85,9 +83,11 @@ demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real 
 	$(JUPYTERHUB)/python examples/local_jupyterhub.py
 
 # Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
-SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder --timeout=900
+# Parts can run side by side, with fewer workers each: make --jobs=2 --output-sync=target TEST_WORKERS=3 test
+TEST_WORKERS ?= 4
+SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --timeout=900
 .PHONY: test $(PARTS:%=test-%)
-test: $(patsubst %,test-%,$(filter-out $(PREVIEWS),$(PARTS))) ## the quick truth (short time constants); previews by name
+test: $(PARTS:%=test-%) ## the quick truth (short time constants)
 test-core: env-core ## core alone
 	$(CORE)/pytest $(SIDE_BY_SIDE) tests/core $(PYTEST_ARGS)
 test-staging: env-core ## files and trees alone
@@ -101,7 +101,7 @@ test-aiida: env-aiida ## the AiiDA plugin alone
 test-jupyterhub: env-jupyterhub env-cluster env-proxy ## the JupyterHub spawner alone
 	$(JUPYTERHUB)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/jupyterhub $(PYTEST_ARGS)
 test-reframe: env-reframe ## the ReFrame backend alone
-	$(REFRAME)/pytest $(SIDE_BY_SIDE) tests/reframe --timeout=900 $(PYTEST_ARGS)
+	$(REFRAME)/pytest $(SIDE_BY_SIDE) tests/reframe $(PYTEST_ARGS)
 test-gitlab: env-gitlab ## the GitLab executor alone
 	$(GITLAB)/pytest $(SIDE_BY_SIDE) tests/gitlab $(PYTEST_ARGS)
 
