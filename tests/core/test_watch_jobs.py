@@ -17,6 +17,7 @@ import pytest
 
 import hpcbridge
 from hpcbridge.errors import AuthenticationError, JobVanished
+from hpcbridge.http.session import at_site
 from hpcbridge.jobs.spec import JobSpec
 from hpcbridge.jobs.state import JobState
 from hpcbridge.jobs.watch import JobWatcher, WatchPolicy
@@ -286,6 +287,29 @@ async def test_a_listing_that_waits_for_its_turn_does_not_space_out_the_ticks(sa
             while watcher.counters.listings < 2:
                 await asyncio.sleep(0.05)
         wait.cancel()
+
+
+async def test_a_busy_event_loop_does_not_space_out_the_ticks(sandbox):
+    """It takes a turn of the loop for every step of a request; only the time that the site took counts."""
+    async with system_of(sandbox) as system:
+        await system.client.systems()
+        await system.client.jobs(system.name)
+        turns = 0
+
+        async def others():
+            nonlocal turns
+            while True:
+                turns += 1
+                time.sleep(0.1)
+                await asyncio.sleep(0)
+
+        busy = asyncio.create_task(others())
+        began = time.monotonic()
+        await system.client.jobs(system.name)
+        took = time.monotonic() - began
+        busy.cancel()
+        assert turns >= 4
+        assert 0 < at_site.get() < took / 2
 
 
 async def test_closing_the_watcher_lets_the_waiters_go(sandbox):

@@ -41,7 +41,23 @@ _GATEWAY_DOWN = frozenset({502, 503, 504})
 trace_id: ContextVar[str | None] = ContextVar("hpcbridge_trace_id", default=None)
 """W3C trace id (32 hex digits) for the requests of this context; None makes one per request."""
 at_site: ContextVar[float] = ContextVar("hpcbridge_at_site", default=0.0)
-"""Seconds for which the last request of this context was with the site: without the wait for its turn here."""
+"""Seconds for which the last poll of this context was with the site: from its last byte to the answer's first.
+
+Neither the wait for its turn here is in it, nor a busy event loop's time for all else: that is no load of the site's.
+"""
+
+
+class _AtSite:
+    """Measures `at_site` of one request, from what httpcore traces."""
+
+    def __init__(self) -> None:
+        self._sent = time.monotonic()
+
+    async def note(self, event: str, _info: Any) -> None:
+        if event.endswith("send_request_body.complete"):
+            self._sent = time.monotonic()
+        elif event.endswith("receive_response_headers.complete"):
+            at_site.set(time.monotonic() - self._sent)
 
 
 @dataclass(slots=True)
@@ -240,9 +256,7 @@ class HttpSession:
             async with self.limiter.slot(once=not call.safe, poll=call.polling) as slot:
                 with self.breaker.admit() as admission:
                     bearer = await self._bearer()
-                    began = time.monotonic()
                     outcome: httpx.Response | HpcBridgeError = await self._exchange(call, bearer)
-                    at_site.set(time.monotonic() - began)
                     if isinstance(outcome, httpx.Response):
                         outcome = self._judge(call, outcome)
                     status = outcome.status_code if isinstance(outcome, httpx.Response) else outcome.status
@@ -305,6 +319,8 @@ class HttpSession:
         request.headers["authorization"] = f"Bearer {bearer.reveal()}"
         request.headers["x-request-id"] = request_id
         request.headers["traceparent"] = f"00-{call.trace}-{uuid.uuid4().hex[:16]}-01"
+        if call.polling:
+            request.extensions["trace"] = _AtSite().note
         self.counters.requests += 1
         self.counters.polling += call.polling
         try:

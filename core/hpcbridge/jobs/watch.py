@@ -332,7 +332,7 @@ class JobWatcher:
             # Is it the listing alone? The job that has been unheard of for longest tells.
             await self._read(next(iter(self._ledger.all_by_age()), None), went)
             return went
-        # Behind a hundred submits of our own it waits for its turn; that is no load of the site's.
+        # Its wait for a turn here, and our own event loop's business, are no load of the site's.
         went.duration = at_site.get()
         self._heard = heard
         for number, change in enumerate(self._ledger.take_listing(rows, began), 1):
