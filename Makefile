@@ -82,10 +82,10 @@ demo: env-airflow ## the sandbox, a real Airflow and one DAG, from nothing to a 
 demo-jupyterhub: env-jupyterhub env-cluster env-proxy ## the sandbox and a real JupyterHub before it, to log in to
 	$(JUPYTERHUB)/python examples/local_jupyterhub.py
 
-# Four workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
-# Parts can run side by side, with fewer workers each: make --jobs=2 --output-sync=target TEST_WORKERS=3 test
+# Some workers, a file each at a time: most of the tests' time is waiting. Figures are measured alone.
 TEST_WORKERS ?= 4
-SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --timeout=900
+SIDE_BY_SIDE = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --timeout=900
+test-reframe test-gitlab: TEST_WORKERS = 4
 .PHONY: test $(PARTS:%=test-%)
 test: $(PARTS:%=test-%) ## the quick truth (short time constants)
 test-core: env-core ## core alone
