@@ -85,19 +85,44 @@ async def test_what_must_not_happen_twice_is_never_the_one_too_many() -> None:
 
 
 async def test_polls_pass_whatever_else_waits_and_keep_their_own_order() -> None:
-    limiter = AdaptiveLimiter(1, LimiterPolicy(initial=1))
+    limiter = AdaptiveLimiter(4, LimiterPolicy(initial=4))
     order: list[str] = []
 
     async def call(name: str, **kind: bool) -> None:
         async with limiter.slot(**kind):
             order.append(name)
 
-    async with limiter.slot():
+    async with limiter.slot(), limiter.slot(), limiter.slot(), limiter.slot():
         kinds = {"a": {}, "b": {"once": True}, "c": {"poll": True}, "d": {}, "e": {"poll": True}}
         calls = [asyncio.ensure_future(call(name, **kind)) for name, kind in kinds.items()]
         await asyncio.sleep(0.01)
     await asyncio.gather(*calls)
     assert order == ["c", "e", "a", "b", "d"]
+
+
+async def test_polls_that_never_end_keep_nobody_waiting() -> None:
+    """Slow answers to many polls take half of the places; a submit, which needs room, has its turn."""
+    limiter = AdaptiveLimiter(4, LimiterPolicy(initial=2, growth_interval=0.0))
+    await run(limiter, 100)
+    assert limiter.limit == 4
+
+    async def poll() -> None:
+        async with limiter.slot(poll=True):
+            await asyncio.sleep(0.05)
+
+    async def polls() -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(poll())
+                await asyncio.sleep(0.005)
+
+    others = asyncio.create_task(polls())
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(2), limiter.slot(once=True):
+        pass
+    others.cancel()
+    await asyncio.wait({others})
+    assert (limiter.in_flight, limiter._passing) == (0, 0)
 
 
 async def test_a_poll_takes_the_place_that_a_submit_must_not_have() -> None:

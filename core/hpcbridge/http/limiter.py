@@ -7,7 +7,7 @@ part in finding it: a submit that is one too many gets an answer that does not t
 that takes most of a minute. While one is in flight there are no more than at the start.
 
 First come, first served, but for polls: one listing is what every job waits for, and behind the transfers of hundreds
-of jobs its turn would come after a minute. The polling rate keeps them few.
+of jobs its turn would come after a minute. Only so many polls pass at a time that everything else has places, too.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class AdaptiveLimiter:
         self.in_flight = 0
         self._once = 0
         self._waiting: list[tuple[bool, int, asyncio.Future[None], bool]] = []
-        """Heap of (no poll, number, place, once)."""
+        """Heap of (does not pass, number, place, once)."""
+        self._passing = 0
         self._numbers = itertools.count()
         self._successes = 0
         self._changed = time.monotonic()
@@ -81,30 +82,35 @@ class AdaptiveLimiter:
     async def slot(self, *, once: bool = False, poll: bool = False) -> AsyncIterator[Slot]:
         """Wait for a place, `once` for what must not happen twice; it is free again when the block ends.
 
-        A `poll` passes whatever else waits.
+        A `poll` passes whatever else waits, unless others that have passed take half of the places already.
         """
-        await self._acquire(once=once, poll=poll)
+        passes = await self._acquire(once=once, poll=poll)
         try:
             yield Slot(self)
         finally:
-            self._release(once)
+            self._release(once, passes)
 
-    async def _acquire(self, *, once: bool = False, poll: bool = False) -> None:
+    async def _acquire(self, *, once: bool = False, poll: bool = False) -> bool:
+        """Wait for a place; whether this one passes others, which `_release` must know."""
         if (hold := self._held_until - time.monotonic()) > 0:
             await asyncio.sleep(hold)
-        if (poll or not self._waiting) and self._has_place(once):
+        passes = poll and self._passing < max(1, min(self.limit, self.policy.initial) // 2)
+        self._passing += passes
+        if (passes or not self._waiting) and self._has_place(once):
             self._enter(once)
-            return
+            return passes
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (not poll, next(self._numbers), place, once))
+        heapq.heappush(self._waiting, (not passes, next(self._numbers), place, once))
         try:
             await place  # whoever wakes us has counted us in
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._release(once)
+                self._release(once, passes)
             else:
+                self._passing -= passes
                 self._wake()  # past us, and those behind may need less room
             raise
+        return passes
 
     def _has_place(self, once: bool) -> bool:
         careful = once or self._once > 0
@@ -114,9 +120,10 @@ class AdaptiveLimiter:
         self.in_flight += 1
         self._once += once
 
-    def _release(self, once: bool) -> None:
+    def _release(self, once: bool, passes: bool) -> None:
         self.in_flight -= 1
         self._once -= once
+        self._passing -= passes
         self._wake()
 
     def _wake(self) -> None:
