@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,6 +115,47 @@ def test_a_content_that_is_missing_ends_the_job(tmp_path: Path) -> None:
     assert done.returncode == 73
     assert b"file cannot be copied" in done.stderr
     assert not (tmp_path / "stage/.hpcbridge/x.staged").exists()
+
+
+def test_another_task_tries_where_one_has_failed(tmp_path: Path) -> None:
+    """Nobody waits for a task that failed, or was ended; what tasks that wait have said meanwhile is kept."""
+    stage, local = tmp_path / "stage", tmp_path / "local"
+    (stage / ".hpcbridge").mkdir(parents=True)
+    (stage / "left").write_text("of an earlier run")
+    (stage / "out_1").write_text("")
+    os.utime(stage / "out_1", (time.time() - 120,) * 2)
+    local.mkdir()
+    (local / "file").write_text("text")
+    os.mkfifo(tmp_path / "blob")
+    tree = Scanner(str(tmp_path), "/store", Filter()).scan(local, MAP, {})
+    sources = dict.fromkeys(tree.contents, "blob")
+    layout = Layout("x", str(stage), str(tmp_path), tree.entries, sources, (), True, ("out", "err"))
+    Path(layout.path).write_bytes(layout.script())
+
+    def task(number: int) -> subprocess.Popen[str]:
+        env = os.environ | {"SLURM_JOB_ID": str(number)}
+        return subprocess.Popen(["bash", layout.path], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    first = task(1)
+    lock = stage / ".hpcbridge/x.staging"
+    until(lambda: lock.is_symlink() and not (stage / "left").exists())  # and copies from what never ends
+    (stage / "out_1").write_text("of a task that waits")
+    os.utime(stage / "out_1", (time.time() - 120,) * 2)
+    others = [task(number) for number in (2, 3)]
+    (tmp_path / "blob").rename(tmp_path / "held")
+    (tmp_path / "blob").write_text("text")
+    os.killpg(first.pid, signal.SIGTERM)
+    assert [other.wait(30) for other in others] == [0, 0]
+    assert first.wait(30) != 0
+    assert (stage / "file").read_text() == "text"
+    assert (stage / "out_1").read_text() == "of a task that waits"
+
+
+def until(test: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not test():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_fewest_directories_are_removed() -> None:

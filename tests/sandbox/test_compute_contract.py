@@ -57,8 +57,17 @@ class Api:
     def running(self, job_id):
         return self.until(job_id, lambda rows: any(row["status"]["state"] == "RUNNING" for row in rows))
 
+    def release(self, gate):
+        """Lets the jobs go on that are `held`."""
+        self.sandbox.host_path(f"/home/alice/{gate}").touch()
+
     def text(self, path):
         return self.sandbox.host_path(path).read_text()
+
+
+def held(gate):
+    """Words of a script that wait: what is to be seen meanwhile is seen, however slow the machine is."""
+    return f"until [ -e /home/alice/{gate} ]; do sleep 0.2; done"
 
 
 @pytest.fixture
@@ -288,13 +297,14 @@ def test_jobs_that_wait_say_why(api, directives, reason):
 
 def test_an_array_answers_with_a_row_per_task(api):
     name = f"arr-{uuid.uuid4().hex[:8]}"
-    array = api.submit("#SBATCH --array=0-3%2\necho $SLURM_ARRAY_TASK_ID\nsleep 3", name=name)
+    array = api.submit(f"#SBATCH --array=0-3%2\necho $SLURM_ARRAY_TASK_ID\n{held(name)}", name=name)
 
     def reasons(rows):
         return {row["jobId"]: (row["status"]["state"], row["status"]["stateReason"]) for row in rows}
 
     api.until(array, lambda rows: reasons(rows).get(array) == ("PENDING", "JobArrayTaskLimit"))
     api.until(array, lambda rows: {f"{array}_0", f"{array}_1"} <= set(reasons(rows)))
+    api.release(name)
     # Slurm's accounting may be late with a single task.
     rows = api.until(array, lambda rows: len(rows) == 4 and api.settled(rows))
     assert sorted(row["jobId"] for row in rows) == [f"{array}_{index}" for index in range(4)]
@@ -335,7 +345,7 @@ def test_listings_filter_and_look_back(api):
 
 def test_metadata_holds_the_script_for_its_owner(api):
     name = f"meta-{uuid.uuid4().hex[:8]}"
-    script = "#!/bin/bash\n#SBATCH -t 5\necho hi\nsleep 3\n"
+    script = "#!/bin/bash\n#SBATCH -t 5\necho hi\nsleep 60\n"
     job_id = api.submit(script, name=name, standardOutput="o-%j.txt")
     api.running(job_id)
     (row,) = api.http.get(f"{api.path}/{job_id}/metadata").json()["jobs"]
@@ -350,6 +360,7 @@ def test_metadata_holds_the_script_for_its_owner(api):
     assert row == expected
     (foreign,) = Api(api.sandbox, "bob").http.get(f"{api.path}/{job_id}/metadata").json()["jobs"]
     assert foreign == {**expected, "script": ""}
+    api.http.delete(f"{api.path}/{job_id}")
 
 
 def test_attach_runs_a_step_in_the_allocation(api):
@@ -416,11 +427,13 @@ def test_rows_are_utf8(api):
 
 
 def test_dependencies_hold_a_job_back(api):
-    bad = api.submit("sleep 1; exit 1")
+    gate = f"gate-{uuid.uuid4().hex[:8]}"
+    bad = api.submit(f"{held(gate)}; exit 1")
     never = api.submit(f"#SBATCH -d afterok:{bad}\ntrue")
     after = api.submit(f"#SBATCH -d afterany:{bad}\ntrue")
     unknown = api.submit("#SBATCH -d afterok:999999\ntrue")
     api.until(never, lambda rows: rows[0]["status"]["stateReason"] == "Dependency")
+    api.release(gate)
     assert code(api.ended(after)[0]) == ("COMPLETED", 0, 0)
     assert code(api.ended(unknown)[0]) == ("COMPLETED", 0, 0)
     api.until(never, lambda rows: rows[0]["status"]["stateReason"] == "DependencyNeverSatisfied")

@@ -1,7 +1,8 @@
 """The script that lays out a stage directory on the cluster from contents that are there; the job runs it first.
 
 It runs once for all tasks of an array and all jobs that need the directory: a link names the job that does it (the
-same job may go on after a requeue), and a file says that it is done. Needs bash, coreutils and findutils there.
+same job may go on after a requeue), and a file says that it is done. A job that fails at it, or is ended, takes its link
+away, and the next one that waits tries. Needs bash, coreutils and findutils there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ FOLDER = ".hpcbridge"
 """Directory of a stage directory that is ours (and the core's): it is neither shipped nor brought back."""
 FAILED_EXIT = 73
 """Exit code (EX_CANTCREAT) of a job whose stage directory could not be laid out; its script was not run."""
+PATIENCE = 600
+"""Seconds for which a job waits for another one that lays out the directory."""
 
 _SCRIPT = r"""#!/bin/bash
 # hpcbridge: lays out this stage directory from what was shipped.
@@ -30,11 +33,13 @@ export LC_ALL=C
 stage=@STAGE@ base=@BASE@ done=@FOLDER@/@NAME@.staged lock=@FOLDER@/@NAME@.staging me=${SLURM_JOB_ID:-$$}
 fail() { echo "hpcbridge: $stage could not be laid out: $*; nothing was run" >&2; exit @EXIT@; }
 cd -- "$stage" || fail "it cannot be entered"
-[ ! -e "$done" ] || exit 0
-if ! ln -sn "$me" "$lock" 2>/dev/null && [ "$(readlink "$lock")" != "$me" ]; then
-    for ((i = 0; i < 1200; i++)); do [ ! -e "$done" ] || exit 0; sleep 0.5; done
-    fail "job $(readlink "$lock") began and did not finish it"
-fi
+for ((i = 0; ; i++)); do
+    [ ! -e "$done" ] || exit 0
+    ln -sn "$me" "$lock" 2>/dev/null || [ "$(readlink "$lock")" = "$me" ] && break
+    [ "$i" -lt @LOOKS@ ] || fail "job $(readlink "$lock") began and did not finish it"
+    sleep 0.5
+done
+trap '[ -e "$done" ] || rm -f -- "$lock"' EXIT
 @WIPE@
 unpack() { base64 -d; }
 put() {
@@ -95,6 +100,7 @@ class Layout:
             "FOLDER": FOLDER,
             "NAME": self.name,
             "EXIT": str(FAILED_EXIT),
+            "LOOKS": str(PATIENCE * 2),
             "WIPE": self._wipe() if self.fresh else "",
             "GONE": _packed([f"./{path}" for path in (*self.gone, *files, *links)] if not self.fresh else []),
             "DIRECTORIES": _packed([f"./{path}" for path in (*directories, *sorted(parents))]),
@@ -108,9 +114,12 @@ class Layout:
     def _wipe(self) -> str:
         """What an earlier run left goes, also old output under the names that this job has just opened."""
         kept = " -o ".join(f"-name {shlex.quote(_literal(name) + '*')}" for name in self.keep)
-        young = f" ! \\( \\( {kept} \\) -mmin -1 \\)" if kept else ""
+        # Where somebody else has begun before, other tasks may have waited since, with theirs open.
+        begun = f"{FOLDER}/{self.name}.begun"
+        minutes = f"minutes=1; [ ! -e {begun} ] || minutes={PATIENCE // 60 + 1}; : >{begun}"
+        young = f" ! \\( \\( {kept} \\) -mmin -$minutes \\)" if kept else ""
         old = f"find . -mindepth 1 -maxdepth 1 ! -name {FOLDER}{young}"
-        return f"{old} -exec rm -rf -- {{}} + || fail 'it cannot be cleared'"
+        return f"{minutes}\n{old} -exec rm -rf -- {{}} + || fail 'it cannot be cleared'"
 
 
 def _modes_and_times(files: Mapping[str, Entry], directories: Mapping[str, Entry]) -> str:
