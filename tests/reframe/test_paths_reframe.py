@@ -134,7 +134,9 @@ def test_another_task_tries_where_one_has_failed(tmp_path: Path) -> None:
 
     def task(number: int) -> subprocess.Popen[str]:
         env = os.environ | {"SLURM_JOB_ID": str(number)}
-        return subprocess.Popen(["bash", layout.path], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            ["bash", layout.path], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     first = task(1)
     lock = stage / ".hpcbridge/x.staging"

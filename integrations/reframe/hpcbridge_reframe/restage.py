@@ -1,8 +1,8 @@
 """The script that lays out a stage directory on the cluster from contents that are there; the job runs it first.
 
 It runs once for all tasks of an array and all jobs that need the directory: a link names the job that does it (the
-same job may go on after a requeue), and a file says that it is done. A job that fails at it, or is ended, takes its link
-away, and the next one that waits tries. Needs bash, coreutils and findutils there.
+same job may go on after a requeue), and a file says that it is done. A job that fails at it, or is ended, takes its
+link away, and the next one that waits tries. Needs bash, coreutils and findutils there.
 """
 
 from __future__ import annotations
