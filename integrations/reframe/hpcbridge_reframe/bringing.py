@@ -32,14 +32,6 @@ LATE = (0.5, 1.0, 2.0, 4.0)
 """Pauses, in seconds, after which a job's standard output is looked for again: file systems show it late."""
 
 
-@dataclass(frozen=True)
-class Brought:
-    """What came back: `bytes` of contents, and the `keys` of files with their paths below the stage directory."""
-
-    bytes: int
-    keys: Mapping[str, str]
-
-
 class Bringing:
     """Brings one stage directory up to date with its mirror on the cluster."""
 
@@ -53,8 +45,8 @@ class Bringing:
 
     async def bring(
         self, local: Path, remote: str, map: PathMap, known: dict[str, Known], marker: str, outputs: tuple[str, ...]
-    ) -> Brought:
-        """Make `local` what `remote` is now, and `known` with it.
+    ) -> set[str]:
+        """Make `local` what `remote` is now, and `known` with it; returns the keys of the files that came.
 
         `marker` is the name of the layout whose end shows by a file's time; `outputs` are files that must be there, and
         may be late. Raises HpcBridgeError, OSError.
@@ -131,11 +123,11 @@ class _Arrival:
     map: PathMap
     known: dict[str, Known]
 
-    def publish(self, wanted: Mapping[str, Entry], gone: list[str]) -> Brought:
+    def publish(self, wanted: Mapping[str, Entry], gone: list[str]) -> set[str]:
         for path in gone:
             _remove(self.local / path)
             del self.known[path]
-        size, keys = 0, {}
+        keys = set()
         for path, entry in sorted(wanted.items()):
             target = self.local / path
             if entry.kind is Kind.DIRECTORY:
@@ -153,9 +145,8 @@ class _Arrival:
                 self.known[path] = Known(entry, signature(target.lstat()))
                 continue
             entry = self._file(path, entry, target)
-            size += entry.size
-            keys[entry.key] = path
-        return Brought(size, keys)
+            keys.add(entry.key)
+        return keys
 
     def _file(self, path: str, entry: Entry, target: Path) -> Entry:
         """Put one file into its place, with the paths of this side in it."""

@@ -18,7 +18,6 @@ from reframe.core.logging import getlogger
 from hpcbridge import Job, JobInfo, JobState
 from hpcbridge.errors import HpcBridgeError, JobNotFound, JobVanished, PathNotFound
 from hpcbridge.jobs.submit import DEFINITE
-from hpcbridge_reframe.bringing import Brought
 from hpcbridge_reframe.journal import Journal
 from hpcbridge_reframe.restage import FAILED_EXIT
 from hpcbridge_reframe.session import Mirror, Session, StageDirectory
@@ -211,7 +210,7 @@ class Course:
         ran = info.started is not None
         outputs = () if self.request.is_array or not ran else (self.request.stdout, self.request.stderr)
 
-        async def bring() -> Brought:
+        async def bring() -> set[str]:
             return await mirror.bringing.bring(
                 directory.local, directory.remote, directory.map, directory.known, plan.marker, outputs
             )
@@ -220,8 +219,8 @@ class Course:
             brought = await self._while_wanted(self.session.patiently(bring))
         except PathNotFound:
             raise JobError(f"its stage directory {directory.remote} is gone from the cluster", self.job_id) from None
-        for key, path in brought.keys.items():
-            mirror.contents[key] = f"{directory.remote[len(mirror.base) + 1 :]}/{path}"
+        directory.left |= brought
+        mirror.lend(directory)
 
     def _judge(self, info: JobInfo) -> None:
         """Ends that have nothing to do with the test are told as such."""

@@ -57,7 +57,7 @@ class SiteAway(HpcBridgeError):
 class StageDirectory:
     """One stage directory and its mirror: what is `known` to be there, and the `layouts` that made it so.
 
-    `contents` are keys of what jobs have left there, with paths below the mirror.
+    `left` are keys of contents that jobs have left there.
     """
 
     local: Path
@@ -65,6 +65,7 @@ class StageDirectory:
     map: PathMap
     known: dict[str, Known] = field(default_factory=dict)
     layouts: list[str] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -89,6 +90,20 @@ class Mirror:
     """Keys of what jobs left in stage directories, with paths below `base`."""
     alive: dict[str, set[str]] = field(default_factory=dict)
     """Directories in which a job of an earlier run lives, with its id."""
+
+    def lend(self, directory: StageDirectory) -> None:
+        """What jobs have left in `directory` need not be shipped to others, until the next job may change it."""
+        below = directory.remote[len(self.base) + 1 :]
+        for path, each in directory.known.items():
+            if each.entry.key in directory.left:
+                self.contents[each.entry.key] = f"{below}/{path}"
+
+    def take_back(self, directory: StageDirectory) -> None:
+        """The next job of `directory` may change what is there."""
+        below = directory.remote[len(self.base) + 1 :]
+        for key in directory.left:
+            if self.contents.get(key, "").startswith(f"{below}/"):
+                del self.contents[key]
 
 
 class Session:

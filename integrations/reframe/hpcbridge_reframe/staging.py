@@ -112,6 +112,7 @@ async def _ship(
     session: Session, mirror: Mirror, directory: StageDirectory, request: Request, journal: Journal, tree: Tree
 ) -> Plan:
     key = uuid.uuid4().hex
+    mirror.take_back(directory)
     layout = _layout(mirror, directory, tree, key, (request.stdout, request.stderr))
     others = [path for name in sorted(tree.others) for path in await _other(session, mirror, name)]
     await _send(session, mirror, tree, layout)

@@ -35,6 +35,18 @@ class BuiltThere(Built):
 
 
 @rfm.simple_test
+class Renamed(Built):
+    """Built by a job, and called otherwise before the next one."""
+
+    build_locally = False
+    executable = "./greet"
+
+    @run_before("run")
+    def rename(self):
+        os.rename(os.path.join(self.stagedir, "hello"), os.path.join(self.stagedir, "greet"))
+
+
+@rfm.simple_test
 class BuildFails(Built):
     """A build job with an exit code."""
 
