@@ -84,6 +84,16 @@ async def test_after_a_long_outage_one_listing_looks_back_as_far(monkeypatch):
     assert (windows[0], windows[-1]) == ("1h", "8h")
 
 
+@pytest.mark.parametrize("hangs", [1, 2])
+async def test_listings_that_hang_at_the_start_say_nothing_of_what_they_cost(hangs):
+    """The rest between listings, ten times what they take, is that of the fastest of three: not of one alone."""
+    left = [Answer(**{**vars(job("RUNNING")), "delay": 1.0})] * hangs
+    begun = time.monotonic()
+    async with watching(lambda _: left.pop() if left else job("COMPLETED")) as (watcher, _):
+        assert (await asyncio.wait_for(watcher.wait("7"), 30)).ok
+    assert hangs <= time.monotonic() - begun < hangs + 5
+
+
 async def test_a_late_waiter_whose_callback_fails_leaves_nothing_behind():
     async with watching(lambda _: job("RUNNING")) as (watcher, _):
         first = asyncio.create_task(watcher.wait("7"))

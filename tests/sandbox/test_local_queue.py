@@ -74,8 +74,27 @@ class Bench:
             job_id, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", **kwargs
         )
 
+    async def shown(self, job_id, test, seconds=15.0):
+        """Rows by job id, once they are as `test` says."""
+        end = time.monotonic() + seconds
+        while True:
+            rows = {row["jobId"]: row for row in await self.rows(job_id)}
+            if test(rows):
+                return rows
+            assert time.monotonic() < end, f"job {job_id} is shown as {rows}"
+            await asyncio.sleep(0.05)
+
+    def release(self, gate="gate"):
+        """Lets the jobs go on that are `held`."""
+        self.cluster.host_path(f"/home/alice/{gate}").touch()
+
     def text(self, path):
         return self.cluster.host_path(path).read_text(errors="replace")
+
+
+def held(gate="gate"):
+    """Words of a script that wait: what is to be seen meanwhile is seen, however slow the machine is."""
+    return f"until [ -e /home/alice/{gate} ]; do sleep 0.1; done"
 
 
 def code(row):
@@ -142,7 +161,7 @@ async def test_a_time_limit_ends_in_timeout(queue):
 
 
 async def test_the_batch_shell_is_warned_before_the_limit(queue):
-    script = "#SBATCH -t 0:30\n#SBATCH --signal=B:USR1@29\ntrap 'echo warned; exit 7' USR1\nwhile :; do sleep 0.1; done"
+    script = "#SBATCH -t 0:30\n#SBATCH --signal=B:USR1@26\ntrap 'echo warned; exit 7' USR1\nwhile :; do sleep 0.1; done"
     job_id = await queue.submit(script)
     (row,) = await queue.ended(job_id)
     assert code(row) == ("FAILED", 7, 0)
@@ -150,9 +169,9 @@ async def test_the_batch_shell_is_warned_before_the_limit(queue):
 
 
 async def test_cancel_ends_the_whole_job_and_names_who_did_it(queue):
-    job_id = await queue.submit("sleep 300 & echo $! > pid; wait")
-    await queue.until(job_id, "RUNNING")
-    await asyncio.sleep(0.3)
+    job_id = await queue.submit("sleep 300 & echo $! > made; mv made pid; wait")
+    pid_file = queue.cluster.host_path("/home/alice/pid")
+    await queue.shown(job_id, lambda rows: pid_file.exists())
     await queue.scheduler.cancel(queue.alice, job_id)
     row = await queue.row(job_id)
     assert code(row) == (f"CANCELLED by {queue.alice.uid}", 0, 0)
@@ -163,17 +182,16 @@ async def test_cancel_ends_the_whole_job_and_names_who_did_it(queue):
 
 
 async def test_arrays_show_rows_as_slurm_does(queue):
-    script = "#SBATCH --array=0-4%2\necho $SLURM_ARRAY_JOB_ID/$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT\nsleep 1"
+    script = "#SBATCH --array=0-4%2\necho $SLURM_ARRAY_JOB_ID/$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT\n" + held()
     array = await queue.submit(script, name="arrmix")
-    await asyncio.sleep(0.5)
-    rows = await queue.rows(array)
-    shown = {row["jobId"]: row["status"] for row in rows}
-    assert {f"{array}_0", f"{array}_1", f"{array}_[2-4%2]", array} <= set(shown)
-    assert len(shown) == 6, "running tasks show by their raw id too"
-    assert shown[array] == {
+    expected = {f"{array}_0", f"{array}_1", f"{array}_[2-4%2]", array}
+    # Running tasks show by their raw id too.
+    shown = await queue.shown(array, lambda rows: expected <= set(rows) and len(rows) == 6)
+    assert shown[array]["status"] == {
         "state": "PENDING", "stateReason": "JobArrayTaskLimit", "exitCode": None, "interruptSignal": None,
     }  # fmt: skip
     assert f"{array}_[2-4%2]" not in {row["jobId"] for row in await queue.listing()}
+    queue.release()
     rows = await queue.until(array, "COMPLETED", seconds=20)
     assert [row["jobId"] for row in rows] == [f"{array}_{index}" for index in range(5)]
     assert queue.text(f"/home/alice/slurm-{array}_3.out") == f"{array}/3/5\n"
@@ -188,7 +206,7 @@ async def test_cancelling_an_array_ends_every_task(queue):
 
 
 async def test_jobs_beyond_the_slots_wait_for_resources(queue):
-    first = await queue.submit("#SBATCH -n 60\nsleep 1")
+    first = await queue.submit(f"#SBATCH -n 60\n{held()}")
     second = await queue.submit("#SBATCH -n 10\ntrue")
     await queue.until(first, "RUNNING")
     row = await queue.row(second)
@@ -196,6 +214,7 @@ async def test_jobs_beyond_the_slots_wait_for_resources(queue):
     assert row["status"]["stateReason"] == "Resources"
     assert row["time"] == {"elapsed": 0, "start": None, "end": None, "suspended": None, "limit": 3600}
     assert row["nodes"] == ""
+    queue.release()
     await queue.ended(second)
 
 
@@ -218,16 +237,19 @@ async def test_pending_reasons(queue, directives, reason):
 
 
 async def test_dependencies_hold_a_job_until_they_are_met_or_never_will_be(queue):
-    good = await queue.submit("sleep 0.5")
+    good = await queue.submit(held())
     after = await queue.submit(f"#SBATCH -d afterok:{good}\ntrue")
-    bad = await queue.submit("sleep 0.3; exit 1")
+    bad = await queue.submit(f"{held()}; exit 1")
     never = await queue.submit(f"#SBATCH -d afterok:{bad}\ntrue")
-    await asyncio.sleep(0.1)
-    assert (await queue.row(after))["status"]["stateReason"] == "Dependency"
+
+    def waits_for(reason):
+        return lambda rows: [row["status"]["stateReason"] for row in rows.values()] == [reason]
+
+    await queue.shown(after, waits_for("Dependency"))
+    queue.release()
     (row,) = await queue.ended(after)
     assert code(row) == ("COMPLETED", 0, 0)
-    await asyncio.sleep(0.3)
-    assert (await queue.row(never))["status"]["stateReason"] == "DependencyNeverSatisfied"
+    await queue.shown(never, waits_for("DependencyNeverSatisfied"))
 
 
 async def test_an_account_over_its_limit_is_refused_with_403(queue):

@@ -299,8 +299,10 @@ class JobWatcher:
             tick = self.policy.first_tick if went.changed else min(tick * self.policy.growth, self.policy.max_tick)
             if went.duration is not None:
                 durations.append(went.duration)
-            # One listing that hung in an outage says nothing about what listings cost; three in a row do.
-            least = max(self.policy.first_tick, self.policy.load * min(durations, default=0.0))
+            # One listing that hung says nothing about what listings cost, nor does the very first; three in a row do.
+            rest = self.policy.load * min(durations, default=0.0)
+            known = len(durations) == durations.maxlen
+            least = max(self.policy.first_tick, rest if known else min(rest, self.policy.max_tick))
             if await self._pause(began, least, max(tick, least)):
                 tick = self.policy.first_tick
 
