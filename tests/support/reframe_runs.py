@@ -136,7 +136,9 @@ def environment(client: Mapping[str, str], folder: Path) -> dict[str, str]:
     # Under `make test` a suite's own make would speak of directories that it enters.
     foreign = ("FIRECREST", "SLURM", "MAKE", "MFLAGS", "PYTHONDONTWRITEBYTECODE")
     env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    return env | dict(client) | {"HPCBRIDGE_STATE_DIR": str(folder / "state"), "RFM_SAVE_LOG_FILES": "n"}
+    # ReFrame leaves the log of its start among the temporary files.
+    own = {"HPCBRIDGE_STATE_DIR": str(folder / "state"), "RFM_SAVE_LOG_FILES": "n", "TMPDIR": str(folder)}
+    return env | dict(client) | own
 
 
 class Running:
