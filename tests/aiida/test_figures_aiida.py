@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,10 +147,13 @@ def test_many_at_once_on_slurm(daemon: AiidaProfile, native_slurm: Any, slurm: A
 def test_the_event_loop_is_not_blocked(daemon: AiidaProfile, many: Any, say: Say) -> None:
     """By anything of ours, in whatever this run gave the daemon to do."""
     wall(daemon, many, 4, 240)
+    beat = Path(f"{daemon.loop_log}.watching").stat().st_mtime
+    assert time.time() - beat < 30, "nobody watches the event loop any more"
     lines = daemon.loop_log.read_text().splitlines() if daemon.loop_log.exists() else []
     stretches = sorted(map(json.loads, lines), key=lambda one: -one["ours"])
     for one in stretches[:5]:
         ms = {name: round(one[name] * 1000) for name in ("ours", "ran", "garbage", "queued")}
         rest = f"garbage {ms['garbage']} ms, others had the processor {ms['queued']} ms"
         say(f"{ms['ours']} ms, of which it computed for {ms['ran']} ms; {rest}: {one['places']}")
+    say(f"{len(stretches)} stretches of 10 ms and more")
     assert max((one["ours"] for one in stretches), default=0) <= BLOCKED

@@ -3,7 +3,7 @@
 A stretch of samples of the main thread in which one callback of the event loop is executing code of hpcbridge is time
 for which we block the loop. What may hit anybody is told apart: the interpreter's garbage collection, and waiting for a
 processor that others have. Stretches are appended to the file that HPCBRIDGE_LOOP_LOG names, one JSON object per line,
-times in seconds.
+times in seconds. A file beside it, `.watching`, is touched as long as the watching goes on.
 
 Asked by a signal, a worker also writes down what it is doing: every thread (SIGUSR1) and every task (SIGUSR2).
 """
@@ -11,6 +11,7 @@ Asked by a signal, a worker also writes down what it is doing: every thread (SIG
 import asyncio
 import faulthandler
 import gc
+import itertools
 import json
 import os
 import signal
@@ -20,8 +21,9 @@ import time
 from pathlib import Path
 
 EVERY = 0.005
-SHORTEST = 0.02
-
+SHORTEST = 0.01
+BEAT = 100
+"""Samples after which the watching is shown to go on."""
 
 OURS = ("/core/hpcbridge/", "/integrations/aiida/hpcbridge_aiida/")
 
@@ -107,7 +109,9 @@ class _Stretch:
 def _watch(path, main, steps, garbage):
     schedule = Path(f"/proc/self/task/{main.native_id}/schedstat")  # nanoseconds: running, waiting to run
     stretch = None
-    while True:
+    for number in itertools.count():
+        if number % BEAT == 0:
+            Path(f"{path}.watching").touch()
         time.sleep(EVERY)
         ran, queued = (int(field) / 1e9 for field in schedule.read_text().split()[:2])
         sample = time.perf_counter(), garbage.spent, ran, queued
