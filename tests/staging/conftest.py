@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hpcbridge.staging.progress import Reporter
+
 
 @pytest.fixture(autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -13,3 +15,9 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     state = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
     return state
+
+
+@pytest.fixture
+def every_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is told of every block: a test that stops at some byte does so, however fast all of them go."""
+    monkeypatch.setattr(Reporter, "INTERVAL", 0.001)

@@ -95,6 +95,7 @@ async def test_the_file_appears_whole_and_keeps_its_mode(
     assert target.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.usefixtures("every_report")
 async def test_an_interrupted_upload_sends_only_what_is_missing(
     system: hpcbridge.System, sandbox: SandboxProcess, big: Path
 ) -> None:
@@ -238,6 +239,7 @@ async def test_large_files_with_odd_names_go_there_and_back(
     assert leftovers(sandbox) == []
 
 
+@pytest.mark.usefixtures("every_report")
 async def test_a_download_in_pieces_is_resumed(
     system: hpcbridge.System, sandbox: SandboxProcess, tmp_path: Path, big: Path
 ) -> None:

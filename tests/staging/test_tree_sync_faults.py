@@ -44,6 +44,7 @@ async def system(sandbox: SandboxProcess) -> AsyncIterator[hpcbridge.System]:
         yield system
 
 
+@pytest.mark.usefixtures("every_report")
 async def test_a_large_delta_goes_in_pieces_and_resumes(
     pair: Pair, system: hpcbridge.System, sandbox: SandboxProcess
 ) -> None:
@@ -70,6 +71,7 @@ async def test_a_large_delta_goes_in_pieces_and_resumes(
     assert not [path for path in pair.state.iterdir() if path.name.startswith(".hpcbridge-put")]
 
 
+@pytest.mark.usefixtures("every_report")
 async def test_a_large_delta_down_resumes(pair: Pair, system: hpcbridge.System, sandbox: SandboxProcess) -> None:
     pair.fill(pair.there, 3)
     await pair.down(system)
