@@ -17,6 +17,7 @@ from hpcbridge.staging.trees.patterns import Filter
 from hpcbridge_reframe.paths import PathMap, stage_directories_in
 from hpcbridge_reframe.restage import Layout
 from hpcbridge_reframe.session import _tops
+from hpcbridge_reframe.staging import needed_in_store
 from hpcbridge_reframe.tree import Kind, Scanner, blob_path
 
 MAP = PathMap.of("/here/stage", "/scratch/me/stage-x", {"/data/in": "/cluster/in"})
@@ -115,6 +116,25 @@ def test_a_content_that_is_missing_ends_the_job(tmp_path: Path) -> None:
     assert done.returncode == 73
     assert b"file cannot be copied" in done.stderr
     assert not (tmp_path / "stage/.hpcbridge/x.staged").exists()
+
+
+def test_what_links_point_to_is_in_the_store_whatever_else_has_it(tmp_path: Path) -> None:
+    """Contents that a job has left elsewhere are copied from there, but no link can wait for them."""
+    local = tmp_path / "stage/local"
+    local.mkdir(parents=True)
+    for name in ("linked", "lent", "new"):
+        (tmp_path / name).write_text(name)
+        (local / name).write_text(name)
+    (local / "link").symlink_to(tmp_path / "linked")
+    tree = Scanner(str(tmp_path / "stage"), "/store", Filter()).scan(local, MAP, {})
+    keys = {name: tree.entries[name].key for name in ("linked", "lent", "new")}
+    sources = {
+        keys["linked"]: "run/a/linked",
+        keys["lent"]: "run/a/lent",
+        keys["new"]: f"store/{blob_path(keys['new'])}",
+    }
+    layout = Layout("x", "/r/run/local", "/r", tree.entries, sources)
+    assert needed_in_store(tree, layout).keys() == {keys["linked"], keys["new"]}
 
 
 def test_another_task_tries_where_one_has_failed(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ class WatchPolicy:
         first_tick, max_tick: the pause between two listings starts at the first and grows to the second while nothing
         changes.
         growth: factor of that.
-        load: a tick is never shorter than so many times the listing's own duration.
+        load: a tick is never shorter than so many times the listing's own duration, the shortest of the last three;
+            until there have been three it need not be longer than `max_tick`.
         lag: how late accounting may know of a job; only an absence confirmed past it counts.
         misses: listings without a job before it is asked for by id.
         grace: how long an end that Slurm may follow by a requeue must stand before it is believed.

@@ -24,7 +24,7 @@ from hpcbridge.staging.trees.entries import Kind
 from hpcbridge_reframe.journal import Journal, Record
 from hpcbridge_reframe.restage import FAILED_EXIT, FOLDER, Layout
 from hpcbridge_reframe.shipping import STORE
-from hpcbridge_reframe.tree import Known, Tree, blob_path
+from hpcbridge_reframe.tree import Content, Known, Tree, blob_path
 
 if TYPE_CHECKING:
     from hpcbridge_reframe.course import Request
@@ -142,9 +142,16 @@ async def _other(session: Session, mirror: Mirror, name: str) -> list[str]:
 
 async def _send(session: Session, mirror: Mirror, tree: Tree, layout: Layout) -> None:
     """Bring a layout and the contents that it needs to the cluster."""
-    needed = {key: each for key, each in tree.contents.items() if key not in mirror.contents}
+    needed = needed_in_store(tree, layout)
     script = {layout.path[len(mirror.base) + 1 :]: layout.script()}
     await session.patiently(lambda: mirror.shipping.ship(needed, script))
+
+
+def needed_in_store(tree: Tree, layout: Layout) -> dict[str, Content]:
+    """What the layout copies from the store, and what links point to there; the rest it has from other directories."""
+    keys = {key for key, source in layout.sources.items() if source.startswith(f"{STORE}/")}
+    keys |= {posixpath.basename(entry.target) for entry in tree.entries.values() if entry.kind is Kind.LINK}
+    return {key: each for key, each in tree.contents.items() if key in keys}
 
 
 def _layout(mirror: Mirror, directory: StageDirectory, tree: Tree, name: str, keep: tuple[str, ...]) -> Layout:
