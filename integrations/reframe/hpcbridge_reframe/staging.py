@@ -132,11 +132,14 @@ async def _other(session: Session, mirror: Mirror, name: str) -> list[str]:
     other = await session.directory(posixpath.join(session.stage, name))
     async with other.turn:
         tree = await asyncio.to_thread(mirror.scanner.scan, other.local, other.map, other.known)
+        mirror.take_back(other)  # the layout may remove what it would copy
         layout = _layout(mirror, other, tree, uuid.uuid4().hex, ())
         if other.is_new or layout.entries or layout.gone:
             await _send(session, mirror, tree, layout)
             other.layouts.append(layout.path)
             _note_shipped(other, tree)
+        else:
+            mirror.lend(other)
         return list(other.layouts)
 
 
